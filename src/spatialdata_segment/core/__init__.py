@@ -1,0 +1,1 @@
+"""Pure kernels over numpy arrays: no dask, no SpatialData, no files."""

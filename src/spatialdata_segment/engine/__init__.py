@@ -1,0 +1,1 @@
+"""How shards are run: dask graphs, the scratch store, resume, devices, memory, events."""

@@ -1,0 +1,37 @@
+"""The errors of the package: each names the value, what was expected and the next step."""
+
+from __future__ import annotations
+
+
+class SegmentationError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(SegmentationError, ValueError):
+    """An argument, an element or a pixel that cannot be worked with."""
+
+
+class MissingError(InputError, KeyError):
+    """A key, channel or scale that is not there; the message lists those that are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ExistsError(InputError, FileExistsError):
+    """An output that exists already, where ``overwrite=True`` was not given."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class MethodError(SegmentationError):
+    """A method that broke its contract: wrong shape, dtype, or negative labels."""
+
+
+class ShardError(SegmentationError):
+    """A shard that failed; names the shard, its box and the cause. The finished shards are kept."""
+
+
+class ScratchError(SegmentationError):
+    """A scratch folder that cannot be used: not writable, full, or of another run."""
