@@ -1,0 +1,214 @@
+"""Kernels behind :mod:`spatialdata_segment.core.contours`: corners, their rings, and filling.
+
+A set of pixels is its corners: the points where the sum of its indicator over the 2 x 2 pixels around (+
+upper left, - upper right, - lower left, + lower right) is not 0. It is 1 or -1 at a plain corner and 2 or -2
+where two pixels touch diagonally; such points stand in the arrays twice. Along a line of pixel edges the
+corners pair up, first with second, third with fourth: these pairs are the edges.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+
+def room(
+    dtype: np.dtype[Any], n: int
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return uninitialised arrays ``ids, y, x, plus`` for n corners."""
+    return np.empty(n, dtype), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
+
+
+@numba.njit(nogil=True, cache=True)
+def corners(
+    labels: NDArray[np.integer],
+    ids: NDArray[np.integer],
+    ys: NDArray[np.int64],
+    xs: NDArray[np.int64],
+    plus: NDArray[np.bool_],
+) -> int:
+    """Find the corners of all objects, in order of (y, x), and return their number.
+
+    ``labels`` is ``(y, x)``; the other arrays are written as far as they reach (hand in empty ones to count).
+    """
+    height, width = labels.shape
+    zero = labels.dtype.type(0)
+    n = 0
+    for y in range(height + 1):
+        a = c = zero
+        for x in range(width + 1):
+            b = labels[y - 1, x] if y > 0 and x < width else zero
+            d = labels[y, x] if y < height and x < width else zero
+            if not ((a == b and c == d) or (a == c and b == d)):
+                ab = a == b
+                ac = a == c and not ab
+                db = d == b and not ab
+                dc = d == c and not ac and not db
+                for value, gone, sign in (
+                    (a, ab or ac, True),
+                    (b, ab or db, False),
+                    (c, ac or dc, False),
+                    (d, db or dc, True),
+                ):
+                    if value != zero and not gone:
+                        if n < len(ids):
+                            ids[n], ys[n], xs[n], plus[n] = value, y, x, sign
+                        n += 1
+            a, c = b, d
+    return n
+
+
+def links(
+    ids: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], plus: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the corners in order of (id, x, y), and for each the one at the same point, else -1.
+
+    The input is in order of (id, y, x). Where two pixels touch diagonally, the first of the two corners there
+    is the left pixel's; in the order returned the upper pixel's comes first.
+    """
+    same = np.flatnonzero((ids[1:] == ids[:-1]) & (y[1:] == y[:-1]) & (x[1:] == x[:-1]))
+    twin = np.full(len(ids), -1, np.int64)
+    twin[same] = same + 1
+    twin[same + 1] = same
+    column = np.lexsort((x, ids))
+    k = np.flatnonzero((twin[column[:-1]] == column[1:]) & ~plus[column[:-1]])
+    column[k], column[k + 1] = column[k + 1], column[k]
+    return column, twin
+
+
+@numba.njit(nogil=True, cache=True)
+def _close(
+    stack: NDArray[np.int64],
+    base: int,
+    top: int,
+    vertex: NDArray[np.int64],
+    n: int,
+    depth: NDArray[np.int64],
+) -> int:
+    for k in range(base, top):
+        vertex[n] = stack[k]
+        depth[stack[k]] = -1
+        n += 1
+    return n
+
+
+@numba.njit(nogil=True, cache=True)
+def walk(
+    y: NDArray[np.int64], plus: NDArray[np.bool_], column: NDArray[np.int64], twin: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Follow the edges from corner to corner into simple rings.
+
+    A curve keeps diagonal pixels apart, so each is the outer or an inner border of one 4-connected
+    component; where it comes back to a point it is cut in two, which leaves simple rings. A curve whose first
+    plus corner is the left end of its edge is an outer one. An inner one belongs to the component of the
+    nearest edge on the left in the row above its topmost corner; that edge's curve has begun before.
+
+    Returns
+    -------
+    vertex
+        ``(n,)``: the corners, ring after ring, interior on the left (y up).
+    stop
+        ``(rings,)``: where each ring ends in ``vertex``.
+    owner
+        ``(rings,)``: its component; ascending with the ids.
+    """
+    n = len(plus)
+    vertical = np.empty(n, np.int64)
+    place = np.empty(n, np.int64)
+    for k in range(0, n, 2):
+        vertical[column[k]] = column[k + 1]
+        vertical[column[k + 1]] = column[k]
+        place[column[k]] = place[column[k + 1]] = k
+    vertex = np.empty(n, np.int64)
+    stop = np.empty(n // 4, np.int64)
+    owner = np.empty(n // 4, np.int64)
+    component = np.full(n, -1, np.int64)
+    depth = np.full(n, -1, np.int64)
+    stack = np.empty(n, np.int64)
+    done = ring = 0
+    for first in range(n):
+        if not plus[first] or component[first] >= 0:
+            continue
+        mine = first
+        if first % 2:
+            top_row = y[first] - 1
+            k = place[first - 1] - 2
+            while not y[column[k]] <= top_row < y[column[k + 1]]:
+                k -= 2
+            mine = component[column[k]]
+        i = first
+        top = 0
+        while component[i] < 0:
+            for j in (i, i ^ 1):
+                other = twin[j]
+                if other >= 0 and depth[other] >= 0:
+                    base = depth[other]
+                    done = _close(stack, base, top, vertex, done, depth)
+                    stop[ring], owner[ring] = done, mine
+                    ring += 1
+                    top = base
+                component[j] = mine
+                stack[top] = j
+                depth[j] = top
+                top += 1
+            i = vertical[i ^ 1]
+        done = _close(stack, 0, top, vertex, done, depth)
+        stop[ring], owner[ring] = done, mine
+        ring += 1
+    return vertex, stop[:ring], owner[:ring]
+
+
+@numba.njit(nogil=True, cache=True)
+def _first_centre(value: float, begin: int, size: int) -> int:
+    """Return the first pixel whose centre is at or beyond ``value``, counted in the block and cut to it."""
+    pixel = np.ceil(value - 0.5) - begin  # rounded before the block comes in: the same for every block
+    if not pixel > 0:
+        return 0
+    return size if pixel > size else int(pixel)
+
+
+@numba.njit(nogil=True, cache=True)
+def paint(
+    out: NDArray[np.integer],
+    start: NDArray[np.float64],
+    stop: NDArray[np.float64],
+    last: NDArray[np.int64],
+    ids: NDArray[np.integer],
+    y0: int,
+    x0: int,
+) -> None:
+    """Fill geometries one after the other where ``out`` is still 0.
+
+    ``start``, ``stop``: ``(edges, 2)`` points (x, y) in the whole image; ``last``: ``(n,)`` where the edges
+    of each geometry end; ``out`` is the block at ``(y0, x0)``. Crossings flip a bit, a sweep adds them up.
+    """
+    height, width = out.shape
+    flip = np.zeros((height, width + 1), np.bool_)
+    edge = 0
+    for g in range(len(ids)):
+        top, bottom, left, right = height, 0, width, 0
+        for e in range(edge, last[g]):
+            ax, ay, bx, by = start[e, 0], start[e, 1], stop[e, 0], stop[e, 1]
+            if ay > by:  # one direction, so that neighbours cut their common edge alike
+                ax, ay, bx, by = bx, by, ax, ay
+            if not ay < by:
+                continue
+            r0, r1 = _first_centre(ay, y0, height), _first_centre(by, y0, height)
+            for r in range(r0, r1):
+                cut = ax + (y0 + r + 0.5 - ay) * ((bx - ax) / (by - ay))
+                c = _first_centre(cut, x0, width)
+                flip[r, c] = not flip[r, c]
+                left, right = min(left, c), max(right, c)
+            top, bottom = min(top, r0), max(bottom, r1)
+        edge = last[g]
+        for r in range(top, bottom):
+            inside = False
+            for c in range(left, right + 1):
+                if flip[r, c]:
+                    inside = not inside
+                    flip[r, c] = False
+                if inside and c < width and out[r, c] == 0:
+                    out[r, c] = ids[g]
