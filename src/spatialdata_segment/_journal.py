@@ -1,0 +1,330 @@
+"""Elements put in place on disk, each the complete old or the complete new one at every moment.
+
+Pure file system and zarr metadata: what an element holds is ``_staging.py``'s business. The new elements lie
+ready in ``STORE/.spatialdata_segment/STAGE/new.zarr`` when the journal that names them is written; from then on
+the exchange is rolled forward, by this run or, where it was killed, by the next one (:func:`recover`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import shutil
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import zarr
+from zarr.storage import LocalStore
+
+from spatialdata_segment.errors import ScratchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no advisory locks of this kind
+    fcntl = None  # type: ignore[assignment]
+
+DOT = ".spatialdata_segment"
+"""The folder of a store that is ours; zarr and spatialdata ignore it."""
+NEW = "new.zarr"
+"""The staged elements, laid out as a SpatialData store of their own."""
+_MARK = ".spatialdata_segment"  # lies in a staged element until it is in its place: tells new from old
+_JOURNAL = "journal.json"
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+
+
+def step(what: str) -> None:
+    """Do nothing: the tests kill the process here, at ``what``."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What is to be exchanged: ``(kind, name)`` pairs, kind one of ``labels``, ``shapes``, ``tables``..."""
+
+    stage: str
+    consolidated: bool
+    put: tuple[tuple[str, str], ...]
+    remove: tuple[tuple[str, str], ...]
+
+
+class Lock:
+    """An advisory lock on a file, freed by the system when its process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def acquire(self, *, wait: bool) -> bool:
+        """Take the lock; without ``wait`` return False where another holds it."""
+        while True:
+            self.path.parent.mkdir(exist_ok=True)
+            try:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # the folder went away just now
+                continue
+            if not _flock(fd, wait):
+                os.close(fd)
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(self.path)):
+                    self._fd = fd
+                    return True
+            os.close(fd)  # the holder before us removed the file
+
+    def release(self) -> None:
+        """Free the lock and remove its file."""
+        if self._fd is not None:
+            self.path.unlink(missing_ok=True)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Free the lock as the death of the process would, its file left behind."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _flock(fd: int, wait: bool) -> bool:
+    if fcntl is None:  # pragma: no cover
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as e:  # a file system without locks: one run at a time is then the user's care
+        if e.errno not in _UNSUPPORTED | {errno.ENOLCK}:
+            raise
+    return True
+
+
+@contextlib.contextmanager
+def locked(store: Path) -> Iterator[Path]:
+    """Hold the store's exchange; give its dot-folder, removed afterwards where nothing is left in it."""
+    lock = Lock(store / DOT / "lock")
+    try:
+        lock.acquire(wait=True)
+    except OSError as e:
+        msg = (
+            f"the store {store} cannot be written to ({e.strerror}); make it writable, or write the object to a "
+            "folder of your own first: sdata.write(...)"
+        )
+        raise ScratchError(msg) from e
+    try:
+        yield store / DOT
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            (store / DOT).rmdir()
+
+
+def new_stage(dot: Path) -> Lock:
+    """Make a stage folder in ``dot`` and hold its lock; call under :func:`locked`."""
+    k = 0
+    while (dot / f"stage-{k}").exists():
+        k += 1
+    stage = dot / f"stage-{k}"
+    stage.mkdir()
+    lock = Lock(stage / "lock")
+    lock.acquire(wait=False)
+    return lock
+
+
+def mark(element: Path) -> None:
+    """Mark a staged element as new."""
+    (element / _MARK).touch()
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until every file and folder below is on the disk itself."""
+    paths = [folder]
+    for root, folders, files in os.walk(folder):
+        paths += [type(folder)(root, name) for name in (*files, *folders)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_sync, paths))
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as e:  # pragma: no cover - some file systems cannot sync folders
+        if not path.is_dir() or e.errno not in _UNSUPPORTED | {errno.EBADF}:
+            raise
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, dot: Path) -> None:
+    """Replace a file at once; the partial one lies in ``dot``, on the same file system."""
+    partial = dot / f"partial-{path.name}"
+    with open(partial, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    step(f"write {path.name}")
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: dict[str, Any], dot: Path) -> None:
+    """Replace a JSON file at once, in zarr's own layout."""
+    write_atomic(path, json.dumps(value, indent=2).encode(), dot)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Exchange two folders' names: at once where the system can, else by two renames."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if hasattr(libc, "renameat2"):
+            if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
+                return
+            if (e := ctypes.get_errno()) not in _UNSUPPORTED:
+                raise OSError(e, os.strerror(e), str(a), None, str(b))
+    aside = a.with_name(f".{a.name}.old")
+    b.rename(aside)
+    step(f"aside {b.name}")
+    a.rename(b)
+
+
+def write(store: Path, journal: Journal) -> None:
+    """Write the journal: from here on the exchange will be finished, whatever happens; call under a lock."""
+    dot = store / DOT
+    if (earlier := _load(dot)) is not None:  # of a run that was killed while ours was staging
+        roll_forward(store, earlier)
+    write_json(dot / _JOURNAL, asdict(journal), dot)
+    step("journal")
+
+
+def roll_forward(store: Path, journal: Journal) -> None:
+    """Bring the store to the state that the journal names; any step may have been done before."""
+    dot = store / DOT
+    stage = dot / journal.stage
+    if journal.consolidated:  # it names what is about to change
+        _drop_consolidated(store, dot)
+        step("not consolidated")
+    for kind in dict(journal.put):
+        _make_group(stage / NEW / kind, store / kind, dot)
+        step(f"group {kind}")
+    for kind, name in journal.put:
+        _put(stage / NEW / kind / name, store / kind / name)
+    for kind, name in journal.remove:
+        _take_away(store / kind / name, stage / f"removed-{kind}-{name}")
+    _list_labels(store, journal, dot)
+    if journal.consolidated:
+        _consolidate(store)
+        step("consolidated")
+    (dot / _JOURNAL).unlink()
+    _sync(dot)
+    step("no journal")
+
+
+def recover(store: Path) -> Journal | None:
+    """Finish what a killed run began, discard what it only staged; return the journal that was finished."""
+    if not (store / DOT).is_dir():
+        return None
+    with locked(store) as dot:
+        journal = _load(dot)
+        if journal is not None:
+            roll_forward(store, journal)
+        for stage in sorted(dot.glob("stage-*")):
+            lock = Lock(stage / "lock")
+            if lock.acquire(wait=False):
+                shutil.rmtree(stage)
+                lock.abandon()
+        for partial in dot.glob("partial-*"):
+            partial.unlink()
+    return journal
+
+
+def _load(dot: Path) -> Journal | None:
+    try:
+        raw = json.loads((dot / _JOURNAL).read_text())
+    except FileNotFoundError:
+        return None
+    pairs = {k: tuple((kind, name) for kind, name in raw[k]) for k in ("put", "remove")}
+    return Journal(raw["stage"], raw["consolidated"], **pairs)
+
+
+def _put(src: Path, dst: Path) -> None:
+    if (src / _MARK).exists():  # still the new one
+        step(f"before {dst.name}")
+        if dst.exists():
+            exchange(src, dst)
+        else:
+            src.rename(dst)
+        step(f"after {dst.name}")
+        _sync(dst.parent)
+        _sync(src.parent)
+    (dst / _MARK).unlink(missing_ok=True)
+    step(f"put {dst.name}")
+
+
+def _take_away(dst: Path, aside: Path) -> None:
+    if dst.exists():
+        dst.rename(aside)
+        _sync(dst.parent)
+    step(f"removed {dst.name}")
+
+
+def _make_group(like: Path, group: Path, dot: Path) -> None:
+    group.mkdir(exist_ok=True)
+    for name in (".zattrs", ".zgroup", "zarr.json"):
+        if (like / name).exists() and not (group / name).exists():
+            write_atomic(group / name, (like / name).read_bytes(), dot)
+
+
+def _list_labels(store: Path, journal: Journal, dot: Path) -> None:
+    """Keep the list of names that NGFF wants in the labels group."""
+    put = [name for kind, name in journal.put if kind == "labels"]
+    gone = {name for kind, name in journal.remove if kind == "labels"}
+    for file in ("zarr.json", ".zattrs"):
+        path = store / "labels" / file
+        if not path.exists() or not (put or gone):
+            continue
+        metadata = json.loads(path.read_text())
+        attributes = metadata.setdefault("attributes", {}).setdefault("ome", {}) if file == "zarr.json" else metadata
+        old = attributes.get("labels", [])
+        new = [n for n in old if n not in gone] + [n for n in put if n not in old]
+        if new != old:
+            attributes["labels"] = new
+            write_json(path, metadata, dot)
+            step("labels listed")
+
+
+def is_consolidated(store: Path) -> bool:
+    """Tell whether the store's root carries the metadata of all that is in it."""
+    if (store / ".zmetadata").exists():
+        return True
+    root = store / "zarr.json"
+    return root.exists() and json.loads(root.read_text()).get("consolidated_metadata") is not None
+
+
+def _drop_consolidated(store: Path, dot: Path) -> None:
+    (store / ".zmetadata").unlink(missing_ok=True)
+    root = store / "zarr.json"
+    if root.exists() and is_consolidated(store):
+        metadata = json.loads(root.read_text())
+        del metadata["consolidated_metadata"]
+        write_json(root, metadata, dot)
+
+
+class _AtomicStore(LocalStore):
+    """A local store whose files are replaced at once and synced, in every version of zarr."""
+
+    async def set(self, key: str, value: Any) -> None:
+        write_atomic(self.root / key, value.to_bytes(), self.root / DOT)
+
+
+def _consolidate(store: Path) -> None:
+    with warnings.catch_warnings():  # parquet files and dot-folders are no zarr nodes, nor meant to be
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(_AtomicStore(store))
