@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialdata_segment.core.measure import (
-    FRACTION_BITS,
     combine,
     combine_intensities,
     combine_nearest,
@@ -21,6 +20,7 @@ from spatialdata_segment.core.measure import (
     nearest_pixel,
     pair_counts,
 )
+from spatialdata_segment.core.measure_kernels import FRACTION_BITS
 from spatialdata_segment.errors import InputError
 
 BIG = 2**63 - 1

@@ -2,9 +2,7 @@
 
 A block is an array ``([z], y, x)`` of labels (any integer type, 0 background, ids sparse, below 2**63) and
 the index of its first pixel in the whole image. Every part is integer sums (or minima) in order of the ids,
-so that combining parts neither depends on their order nor on the blocks. Nothing here is sized by an id: the
-kernels hash the ids of a block, one look-up a run of equal pixels along x. They release the GIL and run on
-one thread.
+so that combining parts neither depends on their order nor on the blocks. Nothing here is sized by an id.
 
 int64 sums of coordinates hold while (pixels of an object) x (largest index) < 2**63: an object that fills an
 image of 200,000 x 200,000 needs 2**53.
@@ -13,33 +11,23 @@ image of 200,000 x 200,000 needs 2**53.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import numba
 import numpy as np
 
+from spatialdata_segment.core import measure_kernels as kernels
+from spatialdata_segment.core.measure_kernels import FRACTION_BITS, MAX_INTENSITY
 from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
 
-F = TypeVar("F", bound="Callable[..., Any]")
 P = TypeVar("P")
-
-FRACTION_BITS = 40
-"""Float pixels are summed as whole multiples of ``2 ** -FRACTION_BITS`` (9.1e-13)."""
-
-MAX_INTENSITY = 2.0**40
-"""Largest absolute value of a float or 64-bit pixel: sums then hold for objects of 2**22 pixels and more."""
-
-
-def _njit(function: F) -> F:
-    return cast("F", numba.njit(nogil=True, cache=True)(function))
 
 
 @dataclass(frozen=True)
@@ -180,7 +168,7 @@ def measure(labels: NDArray[np.integer], offset: Sequence[int]) -> Moments:
         Index of the block's first pixel in the whole image, one number an axis.
     """
     start = _offset(labels, offset)
-    ids, acc = _moments(_volume(labels), start)
+    ids, acc = kernels.moments(_volume(labels), start)
     _refuse(ids)
     order = np.argsort(ids)
     axes = np.arange(3 - labels.ndim, 3)
@@ -218,7 +206,7 @@ def pair_counts(a: NDArray[np.integer], b: NDArray[np.integer], *, background: b
     """
     if a.shape != b.shape:
         raise InputError(f"masks of shapes {a.shape} and {b.shape} do not cover the same pixels")
-    ids, count = _pairs(_volume(a), _volume(b), background)
+    ids, count = kernels.pairs(_volume(a), _volume(b), background)
     _refuse(ids.ravel())
     order = np.lexsort((ids[:, 1], ids[:, 0]))
     return Pairs(ids[order, 0], ids[order, 1], count[order])
@@ -253,7 +241,9 @@ def nearest_pixel(labels: NDArray[np.integer], offset: Sequence[int], moments: M
     ndim = labels.ndim
     sums = np.zeros((len(moments), 3), np.int64)
     sums[:, 3 - ndim :] = moments.sums
-    ids, distance, pixel = _nearest(_volume(labels), start, _locked(moments.ids), _locked(moments.area), sums)
+    ids, distance, pixel = kernels.nearest(
+        _volume(labels), start, _locked(moments.ids), _locked(moments.area), sums
+    )
     order = np.argsort(ids)
     return Nearest(ids[order], distance[order], pixel[order, 3 - ndim :])
 
@@ -297,7 +287,7 @@ def intensity_sums(labels: NDArray[np.integer], image: NDArray[Any]) -> Intensit
         raise _too_large(kind)
     image = image.astype(_pixel_type(kind), copy=False)
     volume = _locked(image.reshape(len(image), *_volume(labels).shape))
-    add = _add_floats if kind.kind == "f" else _add_integers
+    add = kernels.add_floats if kind.kind == "f" else kernels.add_integers
     ids, count, whole, fraction, invalid, beyond = add(_volume(labels), volume)
     _refuse(ids)
     if beyond:
@@ -332,7 +322,7 @@ def map_labels(
 ) -> NDArray[Any]:
     """Return the labels with ``ids`` (ascending) replaced by ``new``; pixels of any other id become 0."""
     out = np.zeros(_volume(labels).shape, dtype)
-    _map(_volume(labels), _locked(ids), _locked(new.astype(dtype)), out)
+    kernels.replace(_volume(labels), _locked(ids), _locked(new.astype(dtype)), out)
     return out.reshape(labels.shape)
 
 
@@ -393,271 +383,3 @@ def _offset(labels: NDArray[Any], offset: Sequence[int]) -> Ints:
 def _refuse(ids: Ints) -> None:
     if len(ids) and ids.min() < 0:
         raise InputError(f"label {ids.min()} (as int64): expected 0 for background and ids below 2**63")
-
-
-@_njit
-def _find(table: Any, keys: Any, n: int, a: Any, b: Any) -> int:
-    """Return the slot of the key ``(a, b)``; ``n``, the next free one, if it is new."""
-    mask = np.uint64(len(table) - 1)
-    h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
-    h ^= h >> np.uint64(29)
-    h *= np.uint64(0xBF58476D1CE4E5B9)
-    h ^= h >> np.uint64(32)
-    h &= mask
-    while True:
-        slot = table[np.int64(h)]
-        if slot < 0:
-            table[np.int64(h)] = n
-            keys[n, 0] = a
-            keys[n, 1] = b
-            return n
-        if keys[slot, 0] == a and keys[slot, 1] == b:
-            return int(slot)
-        h = (h + np.uint64(1)) & mask
-
-
-@_njit
-def _longer(array: Any) -> Any:
-    out = np.zeros((2 * len(array), *array.shape[1:]), array.dtype)
-    out[: len(array)] = array
-    return out
-
-
-@_njit
-def _table(keys: Any, n: int) -> Any:
-    """Return a hash table of the first ``n`` keys, four times as long as ``keys``."""
-    table = np.full(4 * len(keys), -1, np.int64)
-    for i in range(n):
-        _find(table, keys, i, keys[i, 0], keys[i, 1])
-    return table
-
-
-@_njit
-def _moments(labels: Any, start: Any) -> Any:
-    nz, ny, nx = labels.shape
-    keys = np.zeros((64, 2), np.int64)
-    acc = np.zeros((64, 10), np.int64)
-    table = _table(keys, 0)
-    n = 0
-    for z in range(nz):
-        for y in range(ny):
-            row = labels[z, y]
-            gz, gy = z + start[0], y + start[1]
-            x = 0
-            while x < nx:
-                label = row[x]
-                x0 = x
-                x += 1
-                while x < nx and row[x] == label:
-                    x += 1
-                if label == 0:
-                    continue
-                s = _find(table, keys, n, np.int64(label), 0)
-                a, b, length = x0 + start[2], x + start[2], x - x0
-                m = acc[s]
-                if s == n:
-                    m[4], m[5], m[6], m[7], m[8], m[9] = gz, gy, a, gz + 1, gy + 1, b
-                m[0] += length
-                m[1] += length * gz
-                m[2] += length * gy
-                m[3] += length * (a + b - 1) // 2
-                m[5], m[6] = min(m[5], gy), min(m[6], a)
-                m[7], m[8], m[9] = max(m[7], gz + 1), max(m[8], gy + 1), max(m[9], b)
-                if s == n:
-                    n += 1
-                    if n == len(keys):
-                        keys, acc = _longer(keys), _longer(acc)
-                        table = _table(keys, n)
-    return keys[:n, 0].copy(), acc[:n].copy()
-
-
-@_njit
-def _pairs(a: Any, b: Any, background: bool) -> Any:
-    nz, ny, nx = a.shape
-    keys = np.zeros((64, 2), np.int64)
-    count = np.zeros(64, np.int64)
-    table = _table(keys, 0)
-    n = 0
-    for z in range(nz):
-        for y in range(ny):
-            p, q = a[z, y], b[z, y]
-            x = 0
-            while x < nx:
-                i, j = p[x], q[x]
-                x0 = x
-                x += 1
-                while x < nx and p[x] == i and q[x] == j:
-                    x += 1
-                if (i == 0 and j == 0) or (not background and (i == 0 or j == 0)):
-                    continue
-                s = _find(table, keys, n, np.int64(i), np.int64(j))
-                count[s] += x - x0
-                if s == n:
-                    n += 1
-                    if n == len(keys):
-                        keys, count = _longer(keys), _longer(count)
-                        table = _table(keys, n)
-    return keys[:n].copy(), count[:n].copy()
-
-
-@_njit
-def _nearest(labels: Any, start: Any, ids: Any, area: Any, sums: Any) -> Any:
-    nz, ny, nx = labels.shape
-    keys = np.zeros((64, 2), np.int64)
-    where = np.zeros(64, np.int64)
-    best = np.zeros(64, np.float64)
-    pixel = np.zeros((64, 3), np.int64)
-    table = _table(keys, 0)
-    n = 0
-    for z in range(nz):
-        for y in range(ny):
-            row = labels[z, y]
-            gz, gy = z + start[0], y + start[1]
-            x = 0
-            while x < nx:
-                label = row[x]
-                x0 = x
-                x += 1
-                while x < nx and row[x] == label:
-                    x += 1
-                if label == 0:
-                    continue
-                s = _find(table, keys, n, np.int64(label), 0)
-                new = s == n
-                if new:
-                    i = np.searchsorted(ids, np.int64(label))
-                    where[s] = i if i < len(ids) and ids[i] == np.int64(label) else -1
-                    n += 1
-                    if n == len(keys):
-                        keys, where = _longer(keys), _longer(where)
-                        best, pixel = _longer(best), _longer(pixel)
-                        table = _table(keys, n)
-                i = where[s]
-                if i < 0:
-                    continue
-                w = area[i]
-                # the run's pixel nearest the centroid along x, the lower one of two
-                gx = -((w - 2 * sums[i, 2]) // (2 * w))
-                gx = min(max(gx, x0 + start[2]), x - 1 + start[2])
-                dz, dy = float(w * gz - sums[i, 0]), float(w * gy - sums[i, 1])
-                dx = float(w * gx - sums[i, 2])
-                d = dz * dz + (dy * dy + dx * dx)
-                if new or d < best[s]:
-                    best[s] = d
-                    pixel[s, 0], pixel[s, 1], pixel[s, 2] = gz, gy, gx
-    keep = np.flatnonzero(where[:n] >= 0)
-    return keys[:n, 0][keep], best[:n][keep], pixel[:n][keep]
-
-
-@_njit
-def _add_integers(labels: Any, image: Any) -> Any:
-    nc = len(image)
-    nz, ny, nx = labels.shape
-    keys = np.zeros((64, 2), np.int64)
-    count = np.zeros(64, np.int64)
-    whole = np.zeros((64, nc), np.int64)
-    table = _table(keys, 0)
-    n = 0
-    wide = image.itemsize == 8
-    beyond = False
-    for z in range(nz):
-        for y in range(ny):
-            row = labels[z, y]
-            x = 0
-            while x < nx:
-                label = row[x]
-                x0 = x
-                x += 1
-                while x < nx and row[x] == label:
-                    x += 1
-                if label == 0:
-                    continue
-                s = _find(table, keys, n, np.int64(label), 0)
-                count[s] += x - x0
-                for c in range(nc):
-                    total = np.int64(0)
-                    for i in range(x0, x):
-                        total += np.int64(image[c, z, y, i])
-                    if wide:
-                        for i in range(x0, x):
-                            beyond |= abs(float(image[c, z, y, i])) > MAX_INTENSITY
-                    whole[s, c] += total
-                if s == n:
-                    n += 1
-                    if n == len(keys):
-                        keys, count, whole = _longer(keys), _longer(count), _longer(whole)
-                        table = _table(keys, n)
-    fraction, invalid = np.zeros((n, nc), np.int64), np.zeros((n, nc), np.bool_)
-    return keys[:n, 0].copy(), count[:n].copy(), whole[:n].copy(), fraction, invalid, beyond
-
-
-@_njit
-def _add_floats(labels: Any, image: Any) -> Any:
-    nc = len(image)
-    nz, ny, nx = labels.shape
-    keys = np.zeros((64, 2), np.int64)
-    count = np.zeros(64, np.int64)
-    whole = np.zeros((64, nc), np.int64)
-    fraction = np.zeros((64, nc), np.int64)
-    invalid = np.zeros((64, nc), np.bool_)
-    table = _table(keys, 0)
-    n = 0
-    beyond = False
-    unit, low = 2.0**FRACTION_BITS, (1 << FRACTION_BITS) - 1
-    for z in range(nz):
-        for y in range(ny):
-            row = labels[z, y]
-            x = 0
-            while x < nx:
-                label = row[x]
-                x0 = x
-                x += 1
-                while x < nx and row[x] == label:
-                    x += 1
-                if label == 0:
-                    continue
-                s = _find(table, keys, n, np.int64(label), 0)
-                count[s] += x - x0
-                for c in range(nc):
-                    t, f = np.int64(0), np.int64(0)
-                    for i in range(x0, x):
-                        v = float(image[c, z, y, i])
-                        if not np.isfinite(v):
-                            invalid[s, c] = True
-                        elif abs(v) > MAX_INTENSITY:
-                            beyond = True
-                        else:
-                            down = np.floor(v)
-                            t += np.int64(down)
-                            f += np.int64(np.rint((v - down) * unit))
-                    f += fraction[s, c]
-                    whole[s, c] += t + (f >> FRACTION_BITS)
-                    fraction[s, c] = f & low
-                if s == n:
-                    n += 1
-                    if n == len(keys):
-                        keys, count, whole = _longer(keys), _longer(count), _longer(whole)
-                        fraction, invalid = _longer(fraction), _longer(invalid)
-                        table = _table(keys, n)
-    sums = whole[:n].copy(), fraction[:n].copy(), invalid[:n].copy()
-    return keys[:n, 0].copy(), count[:n].copy(), *sums, beyond
-
-
-@_njit
-def _map(labels: Any, ids: Any, new: Any, out: Any) -> None:
-    nz, ny, nx = labels.shape
-    for z in range(nz):
-        for y in range(ny):
-            row, to = labels[z, y], out[z, y]
-            x = 0
-            while x < nx:
-                label = row[x]
-                x0 = x
-                x += 1
-                while x < nx and row[x] == label:
-                    x += 1
-                if label == 0:
-                    continue
-                i = np.searchsorted(ids, np.int64(label))
-                if i < len(ids) and ids[i] == np.int64(label):
-                    to[x0:x] = new[i]
