@@ -1,0 +1,165 @@
+"""Statistics of a whole image from histograms of its blocks, in one pass and without an order.
+
+Integers of up to 16 bits are counted exactly. Everything else is counted by the leading bits of its
+float32 form (sign, exponent and 11 bits of the mantissa), so that no range need be known beforehand; a
+value is then known to one part in 4,096.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+from numba import njit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DROPPED_BITS = 12
+_BINS = 1 << (32 - _DROPPED_BITS)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number that a method asks for, of one of its channels, over the whole image.
+
+    Attributes
+    ----------
+    kind
+        ``"otsu"`` (the threshold), ``"quantile"``, ``"minimum"`` or ``"maximum"``.
+    channel
+        Position among the method's channels.
+    value
+        The quantile, 0 to 1.
+    """
+
+    kind: Literal["otsu", "quantile", "minimum", "maximum"]
+    channel: int = 0
+    value: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Name under which the number is reported."""
+        detail = f"_{self.value:g}" if self.kind == "quantile" else ""
+        return f"channel{self.channel}_{self.kind}{detail}"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of pixel values; the sum of two is that of both parts of the image.
+
+    Attributes
+    ----------
+    values
+        ``(k,)`` float64, ascending: the value that stands for a bin (exact where it can be).
+    counts
+        ``(k,)`` int64, above 0.
+    lowest, highest
+        The least and the greatest value, exactly.
+    non_finite
+        Number of NaN and infinite pixels, which are in no bin.
+    """
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    lowest: float
+    highest: float
+    non_finite: int = 0
+
+    @classmethod
+    def of(cls, block: NDArray[np.generic]) -> Self:
+        """Count one block of one channel."""
+        flat = np.ascontiguousarray(block).reshape(-1)
+        if flat.dtype == bool:
+            flat = flat.view(np.uint8)
+        if flat.dtype.kind in "ui" and flat.dtype.itemsize <= 2:
+            low = int(np.iinfo(flat.dtype).min)
+            counts = np.zeros(1 << (8 * flat.dtype.itemsize), np.int64)
+            _count_integers(flat, low, counts)
+            bins = np.flatnonzero(counts)
+            return cls((bins + low).astype(np.float64), counts[bins], float(bins[0] + low), float(bins[-1] + low))
+        counts = np.zeros(_BINS, np.int64)
+        non_finite = int(_count_floats(flat.astype(np.float32).view(np.uint32), counts))
+        bins = np.flatnonzero(counts)
+        finite = flat[np.isfinite(flat)] if non_finite else flat
+        lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (np.inf, -np.inf)
+        return cls(_bin_values(bins), counts[bins], lowest, highest, non_finite)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        values, where = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)
+        counts = np.zeros(len(values), np.int64)
+        np.add.at(counts, where, np.concatenate([self.counts, other.counts]))
+        return Histogram(
+            values,
+            counts,
+            min(self.lowest, other.lowest),
+            max(self.highest, other.highest),
+            self.non_finite + other.non_finite,
+        )
+
+    def compute(self, statistic: Statistic) -> float:
+        """Return the number asked for."""
+        match statistic.kind:
+            case "otsu":
+                return self.otsu()
+            case "quantile":
+                return self.quantile(statistic.value)
+            case "minimum":
+                return self.lowest
+            case "maximum":
+                return self.highest
+
+    def quantile(self, q: float) -> float:
+        """Quantile by linear interpolation between order statistics, as ``numpy.quantile`` has it."""
+        ends = np.cumsum(self.counts)
+        at = q * (int(ends[-1]) - 1)
+        low = int(np.floor(at))
+        a, b = (self.values[np.searchsorted(ends, i, "right")] for i in (low, min(low + 1, int(ends[-1]) - 1)))
+        return float(a + (b - a) * (at - low))
+
+    def otsu(self) -> float:
+        """Threshold of the greatest variance between the classes ``<=`` and ``>`` it.
+
+        Source: N. Otsu, "A threshold selection method from gray-level histograms" (1979). The flat image
+        has no two classes: its highest value is returned, and nothing lies above it.
+        """
+        if len(self.values) == 1:
+            return self.highest
+        n = self.counts.astype(np.float64)
+        below = np.cumsum(n)[:-1]
+        above = n.sum() - below
+        mass = np.cumsum(n * self.values)
+        between = below * above * (mass[:-1] / below - (mass[-1] - mass[:-1]) / above) ** 2
+        return float(self.values[:-1][np.argmax(between)])
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _count_integers(flat, low, counts):  # type: ignore[no-untyped-def]
+    for i in range(flat.size):
+        counts[np.int64(flat[i]) - low] += 1
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _count_floats(bits, counts):  # type: ignore[no-untyped-def]
+    """Count by the leading bits, in an order-preserving form; return the number of non-finite values."""
+    bad = 0
+    for i in range(bits.size):
+        b = bits[i]
+        if (b >> np.uint32(23)) & np.uint32(0xFF) == np.uint32(0xFF):
+            bad += 1
+            continue
+        key = ~b if b >> np.uint32(31) else b | np.uint32(0x80000000)
+        counts[np.uint32(key) >> np.uint32(_DROPPED_BITS)] += 1
+    return bad
+
+
+def _bin_values(bins: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the float in the middle of each bin; exactly 0 for the bins that hold +0 and -0."""
+    key = (bins.astype(np.uint64) << np.uint64(_DROPPED_BITS)).astype(np.uint32)
+    middle = key | np.uint32(1 << (_DROPPED_BITS - 1))
+    sign = np.uint32(0x80000000)
+    bits = np.where(middle & sign, middle & ~sign, ~middle)
+    values = bits.astype(np.uint32).view(np.float32).astype(np.float64)
+    values[np.abs(values) < 1e-38] = 0.0
+    return values

@@ -1,0 +1,112 @@
+"""The scratch folder of a run: where it lies, what it belongs to, and what an earlier run left in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+from spatialdata_segment.engine.entries import scratch_error
+from spatialdata_segment.errors import ScratchError
+
+logger = logging.getLogger(__name__)
+
+
+def digest(fingerprint: dict[str, Any]) -> str:
+    """Return a short text that differs whenever the fingerprint does."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:20]
+
+
+class Scratch:
+    """A folder of entries that belongs to one fingerprint.
+
+    Parameters
+    ----------
+    folder
+        Where to work.
+    fingerprint
+        All that decides the content of the entries, JSON-like.
+    given
+        The user named the folder: one that holds another run is refused, with what differs.
+    resume
+        False discards what an earlier run left.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], *, given: bool, resume: bool) -> None:
+        self.folder = folder if given else folder / digest(fingerprint)
+        self.given = given
+        manifest = self.folder / "run.json"
+        try:
+            self._open(manifest, fingerprint, resume)
+        except OSError as error:
+            raise scratch_error(manifest, error, 4096) from error
+
+    def _open(self, manifest: Path, fingerprint: dict[str, Any], resume: bool) -> None:
+        before = _read(manifest)
+        if before is None and self.given and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ScratchError(
+                f"scratch folder {self.folder} is not empty and holds no run of this package: pass an empty or a "
+                "new folder"
+            )
+        if before is not None and before != fingerprint and resume and self.given:
+            raise ScratchError(
+                f"scratch folder {self.folder} belongs to another run; different: {_difference(before, fingerprint)}. "
+                "Pass another folder, or resume=False to discard what it holds"
+            )
+        if before is not None and (before != fingerprint or not resume):
+            self.clear()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(manifest, fingerprint)
+
+    def part(self, name: str) -> Path:
+        """Return the folder of one kind of entries."""
+        return self.folder / name
+
+    def clear(self) -> None:
+        """Remove everything in the folder; the folder itself stays if the user named it."""
+        if not self.given:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for path in self.folder.iterdir():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+    temporary.replace(path)
+
+
+def _read(manifest: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(manifest.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        logger.warning("scratch manifest %s damaged: its entries are discarded", manifest)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _difference(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str:
+    parts = []
+    for key in sorted(a.keys() | b.keys()):
+        before, now = a.get(key), b.get(key)
+        if before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            parts.append(_difference(before, now, f"{prefix}{key}."))
+        else:
+            parts.append(f"{prefix}{key} ({_short(before)} then, {_short(now)} now)")
+    return ", ".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

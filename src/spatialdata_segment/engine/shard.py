@@ -1,0 +1,300 @@
+"""What runs for one shard: predict, decode, and again with a larger halo where that did not suffice."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.plan import Window
+from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult, dense
+from spatialdata_segment.engine.entries import Entry, sound, write_entry
+from spatialdata_segment.errors import InputError, MethodError, ScratchError
+from spatialdata_segment.methods.base import Decoded, Seeds, View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import dask.array as da
+    from numpy.typing import NDArray
+
+    from spatialdata_segment.core.plan import Plan
+    from spatialdata_segment.core.statistics import Statistic
+    from spatialdata_segment.methods.base import ImageInfo, Method
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the shards of one mask share. Small: it travels with the tasks.
+
+    Attributes
+    ----------
+    method, image, plan, statistics, device
+        What to run, on what, where.
+    source
+        The method's channels of the whole image, lazy, for windows beyond the block that came.
+    seeds
+        Reads the seeds of a box, where the method needs some.
+    folder
+        Where entries are committed; None: results are returned.
+    verify
+        The image is not a file whose changes could be seen: a finished shard counts only if its input has
+        the same checksum.
+    maps
+        Folder of the maps of an earlier phase, in place of pixels.
+    """
+
+    method: Method
+    image: ImageInfo
+    plan: Plan
+    statistics: Mapping[Statistic, float]
+    source: da.Array
+    device: str = "cpu"
+    seeds: Callable[[Box], Seeds] | None = None
+    folder: Path | None = None
+    verify: bool = False
+    maps: Path | None = None
+
+    def path(self, index: int) -> Path:
+        """File of a shard's result."""
+        assert self.folder is not None
+        return self.folder / f"{index:07d}.shard"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a shard says of itself when it is done."""
+
+    index: int
+    window: Box
+    n_objects: int
+    computed: bool = True
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A shard that raised."""
+
+    index: int
+    core: Box
+    error: BaseException
+
+
+def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult | Report | Failure:
+    """Run one shard and commit or return its result.
+
+    ``block`` holds ``(c, [z], y, x)`` of the plan's window, or of a smaller box around the core (map_overlap
+    cannot reach beyond the neighbouring core); None where the method reads no pixels.
+    """
+    window = job.plan.window(index)
+    try:
+        pixels = None if job.maps is not None else _pixels(job, window, block)
+        crc = 0 if pixels is None else zlib.crc32(pixels)
+        if job.verify and pixels is not None and (report := _finished(job, index, crc)) is not None:
+            return report
+        if job.method.proposes and job.maps is None:
+            return _propose(job, index, window, pixels, crc)
+        result, rounds = _segment(job, index, window, pixels)
+        if job.folder is None:
+            return result
+        _commit(job.path(index), result, {"input": crc, "rounds": rounds})
+    except ScratchError:
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever a method raises is told with its shard)
+        return Failure(index, window.core, error)
+    return Report(index, result.window.box, len(result.objects), rounds=rounds)
+
+
+def _finished(job: Job, index: int, crc: int) -> Report | None:
+    entry = sound(job.path(index))
+    if entry is None or entry.meta["input"] != crc or entry.meta["rounds"] > 1:
+        return None
+    return report_of(index, entry)
+
+
+def report_of(index: int, entry: Entry) -> Report:
+    """Return the report of a shard that an earlier run finished."""
+    meta = entry.meta
+    return Report(index, Box(*map(tuple, meta["window"])), meta["n"], computed=False, rounds=meta["rounds"])
+
+
+def _pixels(job: Job, window: Window, block: NDArray[Any] | None) -> NDArray[Any]:
+    """Return the pixels of a window: the block where it suffices, else read from the source."""
+    if block is None or block.shape[1:] != window.box.shape:
+        block = np.asarray(job.source[(slice(None), *window.box.slices)].compute(scheduler="synchronous"))
+    block = np.ascontiguousarray(block)
+    if block.dtype.kind == "f" and not np.isfinite(block).all():
+        at = np.argwhere(~np.isfinite(block))[0]
+        where = dict(zip("czyx" if block.ndim == 4 else "cyx", (int(i) for i in at), strict=True))
+        axes = "zyx"[-window.box.ndim :]
+        where |= {a: where[a] + o for a, o in zip(axes, window.box.start, strict=True)}
+        raise InputError(
+            f"pixel {where} is {block[tuple(at)]}, expected finite values: replace NaN and infinite pixels, "
+            "for example by 0 (numpy.nan_to_num)"
+        )
+    block = block.view()
+    block.flags.writeable = False
+    return block
+
+
+def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) -> tuple[ShardResult, int]:
+    """Predict and decode; with a larger halo as long as something in the core is not seen whole."""
+    rounds = 0
+    while True:
+        rounds += 1
+        view = View(window, job.image, job.statistics, job.seeds(window.box) if job.seeds is not None else None)
+        maps = _maps(job, index, view, pixels)
+        result, resolved = judge(job.method.decode(maps, view), index, window, job.method.context(job.image))
+        if resolved or window.is_whole:
+            return result, rounds
+        window = _grown(window, job.method.context(job.image))
+        logger.debug("shard %d runs again in %s", index, window.box)
+        pixels = None
+
+
+def _grown(window: Window, context: tuple[int, ...]) -> Window:
+    low = (c - b for c, b in zip(window.core.start, window.box.start, strict=True))
+    high = (b - c for c, b in zip(window.core.stop, window.box.stop, strict=True))
+    halo = tuple(2 * max(a, b, c, 8) for a, b, c in zip(low, high, context, strict=True))
+    return Window(window.core.grow(halo, window.image), window.core, window.image)
+
+
+def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDArray[Any]:
+    """Return the maps of a window, from an earlier phase where it left them, in their stored precision."""
+    if job.maps is not None and view.window == job.plan.window(index):
+        return Entry(job.maps / f"{index:07d}.maps").read("maps")
+    method, window = job.method, view.window
+    image = _pixels(job, window, None) if pixels is None else pixels
+    maps = np.asarray(method.predict(image, replace(view, model=load(method, job.device))))
+    if maps.shape[1:] != window.box.shape:
+        raise MethodError(
+            f"{method.name}.predict returned maps of shape {maps.shape}, expected (k, "
+            f"{', '.join(map(str, window.box.shape))})"
+        )
+    return maps.astype(method.map_dtype, copy=False)
+
+
+def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, crc: int) -> Report:
+    """Predict, and commit the maps with the candidates anchored in the core and the pairs they are in."""
+    assert job.folder is not None
+    view = View(window, job.image, job.statistics)
+    maps = _maps(job, index, view, pixels)
+    found = job.method.propose(maps, view)
+    anchors = np.asarray(found.anchors, np.int64) + np.array(window.box.start)
+    inside = window.core.holds(anchors)
+    edges = np.asarray(found.edges, np.int64).reshape(-1, 2)
+    edges = edges[inside[edges].any(axis=1)]
+    arrays = {
+        "maps": maps,
+        "anchors": anchors[inside],
+        "scores": np.asarray(found.scores, np.float64)[inside],
+        "pairs": anchors[edges].reshape(len(edges), -1),
+    }
+    box = window.box
+    write_entry(
+        job.folder / f"{index:07d}.maps", arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0}
+    )
+    return Report(index, box, int(inside.sum()))
+
+
+def judge(decoded: Decoded, index: int, window: Window, context: tuple[int, ...]) -> tuple[ShardResult, bool]:
+    """Turn what a method decoded into a shard's result, and tell whether all in the core was seen whole."""
+    labels, anchors, complete = _checked(decoded, window)
+    unresolved = bool((labels[window.core.within(window.box)] < 0).any())
+    np.maximum(labels, 0, out=labels)
+    objects = ShardObjects.of(labels, anchors, window)
+    if complete is None:
+        complete = window.clearance(objects.bbox) >= max(*context, 1)
+    objects = replace(objects, owned=objects.owned & (objects.area > 0))
+    relevant = objects.touches | objects.owned
+    result = ShardResult(index, window, Labels(window.box, labels), objects)
+    return result, not unresolved and bool(complete[relevant].all())
+
+
+def _checked(
+    decoded: Decoded, window: Window
+) -> tuple[NDArray[np.int32], NDArray[np.int64] | None, NDArray[np.bool_] | None]:
+    """Hold the labels to the contract; number them 1..n without gaps, anchors along with them."""
+    labels = np.asarray(decoded.labels)
+    if labels.shape != window.box.shape or labels.dtype.kind not in "ui":
+        raise MethodError(
+            f"decode returned labels of shape {labels.shape} and dtype {labels.dtype}, expected integers of "
+            f"shape {window.box.shape}"
+        )
+    numbered, values = dense(labels)
+    if decoded.anchors is None:
+        complete = decoded.complete
+        return numbered, None, None if complete is None else complete[values.astype(np.int64) - 1]
+    n = len(decoded.anchors)
+    if len(values) and int(values[-1]) > n:
+        raise MethodError(f"decode returned the label {int(values[-1])} but only {n} anchors")
+    at = values.astype(np.int64) - 1
+    anchors = np.asarray(decoded.anchors, np.int64)[at] + np.array(window.box.start)
+    return numbered, anchors, None if decoded.complete is None else decoded.complete[at]
+
+
+_models: dict[tuple[str, str], object] = {}
+_loading = Lock()
+
+
+def load(method: Method, device: str) -> object:
+    """Return what the method loads, once a process."""
+    kind = type(method)
+    key = (f"{kind.__module__}.{kind.__qualname__}:{method.model_dump_json()}", device)
+    with _loading:
+        if key not in _models:
+            _models[key] = method.load(device)
+        return _models[key]
+
+
+def _commit(path: Path, result: ShardResult, meta: Mapping[str, Any]) -> None:
+    objects, box = result.objects, result.window.box
+    arrays = {
+        "labels": result.labels.read(box),
+        "anchor": objects.anchor,
+        "area": objects.area,
+        "bbox": objects.bbox,
+        "owned": objects.owned,
+        "touches": objects.touches,
+    }
+    write_entry(path, arrays, {**meta, "window": [box.start, box.stop], "n": len(objects)})
+
+
+class StoredLabels(Labels):
+    """Labels of a box that lie in an entry."""
+
+    def __init__(self, box: Box, entry: Entry) -> None:
+        self.box = box
+        self._entry = entry
+
+    def read(self, box: Box) -> NDArray[np.int32]:
+        """Return the labels of ``box``, which lies inside."""
+        inner = Box(
+            tuple(a - o for a, o in zip(box.start, self.box.start, strict=True)),
+            tuple(b - o for b, o in zip(box.stop, self.box.start, strict=True)),
+        )
+        return self._entry.read("labels", inner)
+
+
+def read_result(path: Path, index: int, plan: Plan) -> ShardResult:
+    """Return a committed result; its labels stay on disk."""
+    status = path.stat()
+    return _read_result(path, (status.st_mtime_ns, status.st_size, status.st_ino), index, plan)
+
+
+@lru_cache(maxsize=64)
+def _read_result(path: Path, _state: tuple[int, ...], index: int, plan: Plan) -> ShardResult:
+    entry = Entry(path)
+    objects = ShardObjects(*(entry.read(n) for n in ("anchor", "area", "bbox", "owned", "touches")))
+    box = Box(*map(tuple, entry.meta["window"]))
+    return ShardResult(index, Window(box, plan.core(index), plan.image), StoredLabels(box, entry), objects)

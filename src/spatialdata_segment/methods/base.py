@@ -1,0 +1,250 @@
+"""What a segmentation method is: the contract between the engine and every algorithm.
+
+The engine cuts the image into windows and calls, for each of them, `Method.predict` (pixels -> dense maps)
+and `Method.decode` (maps -> labels with anchors). A method knows nothing of shards, dask or SpatialData.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, field_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from spatialdata_segment.core.plan import Window
+    from spatialdata_segment.core.statistics import Statistic
+
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a method may know of the image before it sees a pixel.
+
+    Attributes
+    ----------
+    shape
+        ``([z], y, x)`` of the whole image.
+    dtype
+        Of its pixels.
+    pixel_size
+        µm a pixel along ``([z], y, x)``, or None.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    pixel_size: tuple[float, ...] | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes, 2 or 3."""
+        return len(self.shape)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What `Method.decode` returns for one window.
+
+    Attributes
+    ----------
+    labels
+        ``([z], y, x)`` integers: 0 background, ``1..n`` the objects. -1 marks pixels that belong to
+        something which the window does not show; where such a pixel lies in the core, the shard runs again
+        with a larger halo.
+    anchors
+        ``(n, ndim)`` pixel of each object, *in indices of the window*, by which the object is owned: a flow
+        sink, a distance peak. It must not depend on the window. None: the object's pixel nearest its
+        centroid.
+    complete
+        ``(n,)`` bool: the object is what the whole image would give. None: the engine holds an object for
+        complete when it stays `Method.context` pixels clear of the window's open sides.
+    """
+
+    labels: NDArray[np.integer]
+    anchors: NDArray[np.integer] | None = None
+    complete: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What `Method.propose` returns for one window: possible objects, and who suppresses whom.
+
+    A rule that chains (greedy non-maximum suppression) has no bounded context. Its pairs are gathered from
+    all shards and resolved once for the whole image; `Method.decode` then gets those that remain.
+
+    Attributes
+    ----------
+    anchors
+        ``(n, ndim)`` pixels in indices of the window, unique.
+    scores
+        ``(n,)`` float: the higher goes first, ties by raster position.
+    edges
+        ``(m, 2)`` positions of two candidates, of which only one may stay.
+    """
+
+    anchors: NDArray[np.integer]
+    scores: NDArray[np.floating]
+    edges: NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What a method starts from, in one window: the objects of an earlier mask, or resolved candidates.
+
+    Attributes
+    ----------
+    labels
+        ``([z], y, x)`` int32, ``1..n``; None where the seeds are points.
+    anchors
+        ``(n, ndim)`` in indices of the window; they may lie outside of it.
+    """
+
+    labels: NDArray[np.int32] | None
+    anchors: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class View:
+    """All that a method may know of the block it works on.
+
+    Attributes
+    ----------
+    window
+        Where the block lies. What depends on a grid (tiles) must take it from here, fixed to the image.
+    image
+        The whole image's shape, dtype and pixel size.
+    statistics
+        The numbers that `Method.statistics` asked for.
+    seeds
+        For `Method.decode` of a seeded or a proposing method.
+    model
+        For `Method.predict`: what `Method.load` returned.
+    """
+
+    window: Window
+    image: ImageInfo
+    statistics: Mapping[Statistic, float]
+    seeds: Seeds | None = None
+    model: object = None
+
+
+class Method(BaseModel):
+    """Base of all methods: frozen, validated parameters, and two phases.
+
+    Subclass it, set the class variables, and implement `predict` and `decode`. `testing.MethodTests` holds a
+    subclass to the contract.
+
+    Attributes
+    ----------
+    name
+        The method's name in configurations.
+    version
+        Changes whenever the same input may give other labels: part of the fingerprint by which runs resume.
+        None: a run with this method does not resume.
+    ndims
+        Numbers of spatial axes that it works on.
+    default_channels
+        Which of the workflow's channels it reads where `channels` does not say: 0 is the nuclear, 1 the
+        membrane stain. None: all of them. Empty: no pixels at all.
+    seeded
+        `decode` starts from the objects of the nucleus mask.
+    proposes
+        `propose` comes before `decode`.
+    map_dtype
+        Stored precision of the maps. They are rounded to it before they are decoded, so that a run in two
+        phases gives the labels of a run in one.
+    bytes_per_pixel
+        Peak working memory a window pixel, for the plan.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    name: ClassVar[str] = "method"
+    version: ClassVar[str | None] = "1"
+    ndims: ClassVar[frozenset[int]] = frozenset({2})
+    default_channels: ClassVar[tuple[int, ...] | None] = (0,)
+    seeded: ClassVar[bool] = False
+    proposes: ClassVar[bool] = False
+    map_dtype: ClassVar[str] = "float32"
+    bytes_per_pixel: ClassVar[float] = 64.0
+
+    channels: tuple[str | int, ...] | None = None
+    """Names or 0-based indices of the channels, in the method's order; None: the workflow's."""
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+    def statistics(self, image: ImageInfo) -> tuple[Statistic, ...]:
+        """Numbers of the whole image that `predict` and `decode` need. Never compute such of a window."""
+        return ()
+
+    def context(self, image: ImageInfo) -> tuple[int, ...]:
+        """Pixels, per axis, up to which a pixel's label may depend on its surroundings: the least halo."""
+        raise NotImplementedError
+
+    def halo(self, image: ImageInfo) -> tuple[int, ...]:
+        """Halo, per axis, that is taken when none is given: large enough for common objects."""
+        return tuple(max(64, 2 * c) if image.ndim == 2 else max(16, 2 * c) for c in self.context(image))
+
+    def load(self, device: str) -> object:
+        """Load what the method needs once a process (a network); handed to `predict` as ``model``."""
+        return None
+
+    def predict(self, image: NDArray[Any], view: View) -> NDArray[Any]:
+        """Turn pixels into dense maps.
+
+        Parameters
+        ----------
+        image
+            ``(c, [z], y, x)``, read-only, the method's channels in its order.
+        view
+            What is known of the block.
+
+        Returns
+        -------
+        ``(k, [z], y, x)``, cast to `map_dtype` by the engine.
+        """
+        raise NotImplementedError
+
+    def propose(self, maps: NDArray[Any], view: View) -> Candidates:
+        """List the possible objects of a window, where `proposes` is set."""
+        raise NotImplementedError
+
+    def decode(self, maps: NDArray[Any], view: View) -> Decoded:
+        """Turn maps into labels, without the image."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the result, JSON-like."""
+        return {"method": self.name, "version": self.version, **self.model_dump(mode="json")}
+
+
+def pixels(distance: float, unit: str, image: ImageInfo) -> tuple[float, ...]:
+    """Turn a distance in ``unit`` ("px" or "um") into pixels along ``(z, y, x)``.
+
+    Raises
+    ------
+    InputError
+        If the unit is "um" and the pixel size is not known.
+    """
+    from spatialdata_segment.errors import InputError
+
+    if unit == "px":
+        return (distance,) * 3
+    if image.pixel_size is None:
+        raise InputError(f"distance={distance} µm needs the pixel size: pass pixel_size=, or give it in px")
+    size = (image.pixel_size[0],) * (3 - image.ndim) + image.pixel_size
+    return tuple(distance / s for s in size)
+
+
+def whole(distance: tuple[float, ...], ndim: int) -> tuple[int, ...]:
+    """Round distances along ``(z, y, x)`` up to whole pixels along the image's own axes."""
+    return tuple(ceil(d) for d in distance[3 - ndim :])
