@@ -79,7 +79,7 @@ def main() -> None:
         "polygons_to_labels", lambda: polygons_to_labels(frame, labels.shape).compute(), args.repeat
     )
     vertices = shapely.get_num_coordinates(frame.geometry.to_numpy()).sum()
-    size = held(lazy, 5)
+    size = held(lazy, 20)
     print(f"  {quality(frame, labels)}; back to the same labels: {np.array_equal(back, labels)}")
     print(f"  {vertices} vertices; {size / len(frame):.0f} B a polygon, {size / vertices:.1f} B a vertex")
     print(

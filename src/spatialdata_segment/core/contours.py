@@ -70,10 +70,7 @@ def trace(labels: NDArray[np.integer], offset: tuple[int, int] = (0, 0)) -> Outl
     InputError
         If the array is not 2D, not integer, or holds negative ids or ids of 2**63 and more.
     """
-    pixels = _as_signed(labels)
-    counted = rings.corners(pixels, *rings.room(pixels.dtype, 0))
-    bits, y, x, plus = rings.room(pixels.dtype, counted)
-    rings.corners(pixels, bits, y, x, plus)
+    bits, y, x, plus = rings.corners(_as_signed(labels))
     ids = _ids(bits, labels.dtype)
     order = np.argsort(ids, kind="stable")  # the scan came in order of (y, x)
     return _build(ids[order], y[order] + offset[0], x[order] + offset[1], plus[order])
