@@ -53,7 +53,7 @@ def labels_to_polygons(
     n_jobs
         Threads. None: dask's scheduler as it is configured, or a distributed client where there is one.
     progress
-        Whether to show a bar (where dask runs on this machine).
+        Whether to show a bar; with a distributed client it moves at the end only.
 
     Returns
     -------
@@ -196,6 +196,7 @@ def _compute(tasks: list[Any], n_jobs: int | None, progress: bool) -> tuple[list
 
         with Callback(posttask=count):  # type: ignore[no-untyped-call]
             found = compute(*tasks, **options)  # type: ignore[no-untyped-call]
+        bar.update(len(tasks) - bar.n)  # a distributed scheduler does not call back
     return cast("tuple[list[tuple[int, Outlines]], ...]", found)
 
 
