@@ -1,13 +1,13 @@
-"""The reader of SpatialData: what a run needs to know of an image, a region of interest, the names that are taken.
+"""The reader of SpatialData: what a run needs to know of an image and of a region.
 
-Nothing here changes an object or a store. ``_staging.py`` is the writer.
+Nothing here changes an object or a store. ``_outputs.py`` looks for the names that are taken,
+``_staging.py`` is the writer.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import operator
 import os
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ import numpy as np
 import shapely
 import zarr
 from geopandas import GeoDataFrame
-from spatialdata._core.validation import check_valid_name
 from spatialdata.models import get_channel_names
 from spatialdata.transformations import get_transformation
 from xarray import DataArray, DataTree
 
-from spatialdata_segment.errors import ExistsError, InputError, MissingError, ScratchError
+from spatialdata_segment._outputs import check_outputs, local_store, scales_of
+from spatialdata_segment.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,8 +33,16 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
     from spatialdata.transformations import BaseTransformation
 
-KINDS = ("images", "labels", "points", "shapes", "tables")
-"""The kinds of elements, as spatialdata names them and their folders."""
+__all__ = [
+    "ImageRef",
+    "check_outputs",
+    "local_store",
+    "pixel_matrix",
+    "read_image",
+    "resolve_channels",
+    "roi_geometry",
+    "stat_fingerprint",
+]
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,14 @@ def read_image(sdata: SpatialData, image_key: str, scale: str = "scale0") -> Ima
     if image_key not in sdata.images:
         msg = f"no image {image_key!r} in the object; its images: {_names(sdata.images)}"
         raise MissingError(msg)
-    levels = _levels(sdata.images[image_key])
+    levels = scales_of(sdata.images[image_key])
     if scale not in levels:
         msg = f"image {image_key!r} has no scale {scale!r}; its scales: {_names(levels)}"
         raise MissingError(msg)
     data = levels[scale]
     dims = tuple(d for d in ("c", "z", "y", "x") if d in data.dims)
     if 0 in data.shape:
-        msg = f"image {image_key!r} at {scale!r} has no pixels: {dict(data.sizes)}; expected every axis to be > 0"
+        msg = f"image {image_key!r} at {scale!r} has no pixels: {dict(data.sizes)}; every axis must be > 0"
         raise InputError(msg)
     coarser = list(levels.values())[list(levels).index(scale) :]
     source, array_path = _backing(sdata, image_key, data)
@@ -132,7 +140,7 @@ def _channel(ref: ImageRef, channel: str | int) -> int:
             raise InputError(msg)
         return found[0]
     if isinstance(channel, bool | np.bool_) or not isinstance(channel, int | np.integer):
-        msg = f"channel {channel!r} is a {type(channel).__name__}; expected a name or a 0-based index; {names}"
+        msg = f"channel {channel!r} is no channel; expected a name or a 0-based index; {names}"
         raise InputError(msg)
     index = operator.index(channel)
     if not 0 <= index < len(ref.channels):
@@ -146,7 +154,7 @@ def stat_fingerprint(ref: ImageRef) -> dict[str, Any] | None:
 
     Returns
     -------
-    SHA-256 of the array's metadata and of names, sizes and times (ns) of all its chunk files, and their number.
+    SHA-256 of the array's metadata, and of names, sizes and times (ns) of its chunk files, and their number.
     """
     if ref.array_path is None:
         return None
@@ -159,108 +167,11 @@ def stat_fingerprint(ref: ImageRef) -> dict[str, Any] | None:
                 metadata.update(path.read_bytes())
                 continue
             stat = path.stat()
-            chunks.append(f"{path.relative_to(ref.array_path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
+            chunks.append(
+                f"{path.relative_to(ref.array_path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            )
     digest = hashlib.sha256("".join(sorted(chunks)).encode()).hexdigest()
     return {"metadata": metadata.hexdigest(), "chunks": digest, "n_chunks": len(chunks)}
-
-
-def check_outputs(sdata: SpatialData, names: Mapping[str, str], overwrite: bool) -> None:
-    """Check every output before anything is computed.
-
-    Parameters
-    ----------
-    sdata
-        The object that gets the outputs.
-    names
-        Name -> kind (``labels``, ``shapes`` or ``tables``).
-    overwrite
-        Whether elements of the same name and kind may be replaced.
-
-    Raises
-    ------
-    ExistsError
-        Names that are there, in memory or on disk, and may not be replaced.
-    InputError
-        Names that spatialdata does not take, alone or beside those there are.
-    ScratchError
-        A store that cannot be written to.
-    """
-    store = local_store(sdata)
-    if store is not None:
-        check_writable(store)
-    there = elements_on_disk(store) | {(kind, name) for kind in KINDS for name in getattr(sdata, kind)}
-    _check_names(names, {name for _, name in there})
-    for kind, name in sorted(there):
-        if name in names and kind != names[name]:
-            msg = (
-                f"{name!r} would be written as {names[name]} but names an element of {kind}, and names are unique "
-                "over all kinds; choose another key_added, or rename that element"
-            )
-            raise ExistsError(msg)
-    taken = sorted(f"{kind}/{name}" for kind, name in there if name in names)
-    if taken and not overwrite:
-        more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""
-        msg = f"{', '.join(taken[:3])}{more} exist already; choose another key_added, or give overwrite=True"
-        raise ExistsError(msg)
-
-
-def _check_names(names: Iterable[str], there: set[str]) -> None:
-    for name in names:
-        try:
-            check_valid_name(name)
-        except (TypeError, ValueError) as e:
-            msg = f"{name!r} cannot name an element: {e} Choose another key_added"
-            raise InputError(msg) from e
-        alike = sorted(n for n in there.union(names) if n.lower() == name.lower() and n != name)
-        if alike:
-            msg = f"{name!r} differs from {alike[0]!r} in case alone, which spatialdata refuses; choose another key_added"
-            raise InputError(msg)
-
-
-def local_store(sdata: SpatialData) -> Path | None:
-    """Return the folder of an object's store; None for an object in memory.
-
-    Raises
-    ------
-    InputError
-        The store is not a folder of this machine, or is gone.
-    """
-    if sdata.path is None:
-        return None
-    path = Path(sdata.path)
-    if not path.is_dir():
-        msg = (
-            f"the object is backed by {sdata.path}, which is no folder of this machine; expected a local Zarr store. "
-            "Write it to one first: sdata.write(...)"
-        )
-        raise InputError(msg)
-    return path
-
-
-def check_writable(store: Path) -> None:
-    """Raise a :class:`ScratchError` where a store cannot be written to."""
-    for folder in (store, *(store / kind for kind in KINDS)):
-        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-            msg = f"{folder} cannot be written to; make it writable, or sdata.write(...) the object elsewhere first"
-            raise ScratchError(msg)
-
-
-def elements_on_disk(store: Path | None) -> set[tuple[str, str]]:
-    """Return kind and name of all elements in a store."""
-    folders = () if store is None else (store / kind for kind in KINDS)
-    return {
-        (folder.name, entry.name)
-        for folder in folders
-        if folder.is_dir()
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
-
-
-def root_attributes(store: Path) -> dict[str, Any]:
-    """Return the attributes of a store's root group."""
-    attributes: dict[str, Any] = zarr.open_group(store, mode="r", use_consolidated=False).attrs.asdict()
-    return attributes
 
 
 def pixel_matrix(transformation: BaseTransformation, ndim: int) -> NDArray[np.float64]:
@@ -275,7 +186,7 @@ def pixel_matrix(transformation: BaseTransformation, ndim: int) -> NDArray[np.fl
 
     Returns
     -------
-    ``(ndim + 1, ndim + 1)``, axes ``(x, y[, z])``; takes pixels, their centres at +0.5, to the system's units.
+    ``(ndim + 1, ndim + 1)``, axes ``(x, y[, z])``: from pixels, their centres at +0.5, to the system's units.
     """
     axes = ("x", "y", "z")[:ndim]
     return np.asarray(transformation.to_affine_matrix(input_axes=axes, output_axes=axes), dtype=np.float64)
@@ -299,8 +210,8 @@ def roi_geometry(
 
     Returns
     -------
-    For shapes: their geometries in pixels of the image, (x, y), pixel centres at +0.5. For labels: a lazy boolean
-    array on the image's grid, axes ``([z], y, x)``.
+    For shapes: their geometries in pixels of the image, (x, y), pixel centres at +0.5. For labels: a lazy
+    boolean array on the image's grid, axes ``([z], y, x)``.
 
     Raises
     ------
@@ -329,7 +240,8 @@ def _roi_shapes(shapes: GeoDataFrame, key: str, ref: ImageRef, system: str) -> N
         radius = np.asarray(shapes["radius"], dtype=np.float64)
         geometry = np.where(points, shapely.buffer(geometry, radius, quad_segs=32), geometry)
     matrix = np.linalg.solve(of_image, to_system)
-    pixels: NDArray[np.object_] = shapely.transform(geometry, lambda xy: xy @ matrix[:2, :2].T + matrix[:2, 2])
+    linear, shift = matrix[:2, :2].T, matrix[:2, 2]
+    pixels: NDArray[np.object_] = shapely.transform(geometry, lambda xy: xy @ linear + shift)
     return pixels
 
 
@@ -337,24 +249,18 @@ def _roi_labels(labels: DataArray | DataTree, key: str, ref: ImageRef, system: s
     ndim = len(ref.pyramid[0])
     of_image = pixel_matrix(_to_system(ref.transformations, f"image {ref.key!r}", system), ndim)
     shapes = {}
-    for name, level in _levels(labels).items():
+    for name, level in scales_of(labels).items():
         matrix = pixel_matrix(_to_system(_transformations(level), f"labels {key!r}", system), ndim)
         shapes[name] = level.shape
         if level.shape == ref.pyramid[0] and np.allclose(matrix, of_image, rtol=1e-9, atol=1e-9):
-            return da.asarray(level.data) > 0
+            region: da.Array = level.data > 0
+            return region
     msg = (
-        f"labels {key!r} ({shapes}) lie on no grid of image {ref.key!r} at {ref.scale!r} ({ref.pyramid[0]}) in "
-        f"{system!r}; expected the same shape and transformation. Give the region as shapes "
+        f"labels {key!r} ({shapes}) lie on no grid of image {ref.key!r} at {ref.scale!r} ({ref.pyramid[0]}) "
+        f"in {system!r}; expected the same shape and transformation. Give the region as shapes "
         "(spatialdata.to_polygons), or bring it onto the grid with spatialdata.rasterize"
     )
     raise InputError(msg)
-
-
-def _levels(element: DataArray | DataTree) -> dict[str, DataArray]:
-    """Return the scales of a raster element, the finest first."""
-    if isinstance(element, DataArray):
-        return {"scale0": element}
-    return {name: next(iter(node.data_vars.values())) for name, node in element.children.items()}
 
 
 def _transformations(element: DataArray | GeoDataFrame) -> dict[str, BaseTransformation]:
@@ -362,15 +268,15 @@ def _transformations(element: DataArray | GeoDataFrame) -> dict[str, BaseTransfo
     return transformations
 
 
-def _to_system(transformations: Mapping[str, BaseTransformation], what: str, system: str) -> BaseTransformation:
-    if system not in transformations:
-        msg = f"{what} is not in the coordinate system {system!r}; it is in: {_names(transformations)}"
+def _to_system(of: Mapping[str, BaseTransformation], what: str, system: str) -> BaseTransformation:
+    if system not in of:
+        msg = f"{what} is not in the coordinate system {system!r}; it is in: {_names(of)}"
         raise MissingError(msg)
-    return transformations[system]
+    return of[system]
 
 
 def _backing(sdata: SpatialData, key: str, data: DataArray) -> tuple[Path | None, Path | None]:
-    """Return the folders of element and array where the pixels are read from the object's store, untouched."""
+    """Return the folders of element and array where the pixels are those in the store, untouched."""
     array = _zarr_array(data.data)
     if sdata.path is None or array is None or not hasattr(array.store, "root"):
         return None, None
@@ -381,7 +287,7 @@ def _backing(sdata: SpatialData, key: str, data: DataArray) -> tuple[Path | None
     return source, path
 
 
-def _zarr_array(data: Any) -> zarr.Array | None:
+def _zarr_array(data: Any) -> zarr.Array[Any] | None:
     """Return the array of which a dask array is nothing but the reading."""
     if not isinstance(data, da.Array) or not data.name.startswith("from-zarr-"):
         return None

@@ -1,8 +1,8 @@
 """Elements put in place on disk, each the complete old or the complete new one at every moment.
 
 Pure file system and zarr metadata: what an element holds is ``_staging.py``'s business. The new elements lie
-ready in ``STORE/.spatialdata_segment/STAGE/new.zarr`` when the journal that names them is written; from then on
-the exchange is rolled forward, by this run or, where it was killed, by the next one (:func:`recover`).
+ready in ``STORE/.spatialdata_segment/STAGE/new.zarr`` when the journal that names them is written; from then
+on the exchange is rolled forward, by this run or, where it was killed, by the next one (:func:`recover`).
 """
 
 from __future__ import annotations
@@ -22,16 +22,12 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.storage import LocalStore
 
+from spatialdata_segment._lock import UNSUPPORTED, Lock
 from spatialdata_segment.errors import ScratchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows has no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]
 
 DOT = ".spatialdata_segment"
 """The folder of a store that is ours; zarr and spatialdata ignore it."""
@@ -39,7 +35,6 @@ NEW = "new.zarr"
 """The staged elements, laid out as a SpatialData store of their own."""
 _MARK = ".spatialdata_segment"  # lies in a staged element until it is in its place: tells new from old
 _JOURNAL = "journal.json"
-_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 
 
 def step(what: str) -> None:
@@ -56,56 +51,6 @@ class Journal:
     remove: tuple[tuple[str, str], ...]
 
 
-class Lock:
-    """An advisory lock on a file, freed by the system when its process ends, however it ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd: int | None = None
-
-    def acquire(self, *, wait: bool) -> bool:
-        """Take the lock; without ``wait`` return False where another holds it."""
-        while True:
-            self.path.parent.mkdir(exist_ok=True)
-            try:
-                fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # the folder went away just now
-                continue
-            if not _flock(fd, wait):
-                os.close(fd)
-                return False
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(self.path)):
-                    self._fd = fd
-                    return True
-            os.close(fd)  # the holder before us removed the file
-
-    def release(self) -> None:
-        """Free the lock and remove its file."""
-        if self._fd is not None:
-            self.path.unlink(missing_ok=True)
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Free the lock as the death of the process would, its file left behind."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
-def _flock(fd: int, wait: bool) -> bool:
-    if fcntl is None:  # pragma: no cover
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as e:  # a file system without locks: one run at a time is then the user's care
-        if e.errno not in _UNSUPPORTED | {errno.ENOLCK}:
-            raise
-    return True
-
-
 @contextlib.contextmanager
 def locked(store: Path) -> Iterator[Path]:
     """Hold the store's exchange; give its dot-folder, removed afterwards where nothing is left in it."""
@@ -114,8 +59,8 @@ def locked(store: Path) -> Iterator[Path]:
         lock.acquire(wait=True)
     except OSError as e:
         msg = (
-            f"the store {store} cannot be written to ({e.strerror}); make it writable, or write the object to a "
-            "folder of your own first: sdata.write(...)"
+            f"the store {store} cannot be written to ({e.strerror}); make it writable, or write the object "
+            "to another place first: sdata.write(...)"
         )
         raise ScratchError(msg) from e
     try:
@@ -157,7 +102,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as e:  # pragma: no cover - some file systems cannot sync folders
-        if not path.is_dir() or e.errno not in _UNSUPPORTED | {errno.EBADF}:
+        if not path.is_dir() or e.errno not in UNSUPPORTED | {errno.EBADF}:
             raise
     finally:
         os.close(fd)
@@ -185,9 +130,10 @@ def exchange(a: Path, b: Path) -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if hasattr(libc, "renameat2"):
-            if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
+            at_cwd, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+            if libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), both) == 0:
                 return
-            if (e := ctypes.get_errno()) not in _UNSUPPORTED:
+            if (e := ctypes.get_errno()) not in UNSUPPORTED:
                 raise OSError(e, os.strerror(e), str(a), None, str(b))
     aside = a.with_name(f".{a.name}.old")
     b.rename(aside)
@@ -202,6 +148,12 @@ def write(store: Path, journal: Journal) -> None:
         roll_forward(store, earlier)
     write_json(dot / _JOURNAL, asdict(journal), dot)
     step("journal")
+
+
+def awaits(store: Path, stage: str) -> bool:
+    """Tell whether the exchange of that stage has begun and is not finished."""
+    journal = _load(store / DOT)
+    return journal is not None and journal.stage == stage
 
 
 def roll_forward(store: Path, journal: Journal) -> None:
@@ -291,7 +243,9 @@ def _list_labels(store: Path, journal: Journal, dot: Path) -> None:
         if not path.exists() or not (put or gone):
             continue
         metadata = json.loads(path.read_text())
-        attributes = metadata.setdefault("attributes", {}).setdefault("ome", {}) if file == "zarr.json" else metadata
+        attributes = metadata
+        if file == "zarr.json":
+            attributes = metadata.setdefault("attributes", {}).setdefault("ome", {})
         old = attributes.get("labels", [])
         new = [n for n in old if n not in gone] + [n for n in put if n not in old]
         if new != old:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,11 @@ def stretch(element: Path, shapes: Sequence[tuple[int, ...]], chunks: tuple[int,
     levels = tuple(element / d["path"] for d in datasets)
     for dataset, level, shape in zip(datasets, levels, shapes, strict=True):
         scale = [full / here for full, here in zip(shapes[0], shape, strict=True)]
-        dataset["coordinateTransformations"] = [{"type": "scale", "scale": scale}]
+        for transformation in dataset["coordinateTransformations"]:
+            if transformation["type"] == "scale":
+                transformation["scale"] = scale
+            else:  # of the first pixel's centre, which newer versions of ome-zarr add
+                transformation["translation"] = [(s - 1) / 2 for s in scale]
         _stretch_level(level, shape, tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)))
     _dump(metadata_file, metadata)
     return levels
@@ -83,12 +87,12 @@ def _dump(path: Path, value: dict[str, Any]) -> None:
     path.write_bytes(json.dumps(value, indent=2).encode())
 
 
-def coarsen(fine: zarr.Array, coarse: zarr.Array, *, threads: int = 2) -> None:
+def coarsen(fine: zarr.Array[Any], coarse: zarr.Array[Any], *, threads: int = 2) -> None:
     """Fill a level from the one below it, chunk by chunk: the pixel under the centre, ids as they are.
 
-    The pixel ``j`` of ``n`` is the pixel ``floor((j + 1/2) * m / n)`` of ``m``: what spatialdata's own pyramid
-    of labels takes, without its way through float. A chunk of the result is held, and those of the source
-    that are being read.
+    The pixel ``j`` of ``n`` is the pixel ``floor((j + 1/2) * m / n)`` of ``m``: what spatialdata's own
+    pyramid of labels takes, without its way through float. A chunk of the result is held, and those of the
+    source that are being read.
 
     Parameters
     ----------
@@ -100,15 +104,18 @@ def coarsen(fine: zarr.Array, coarse: zarr.Array, *, threads: int = 2) -> None:
     picks = [_centres(m, n) for m, n in zip(fine.shape, coarse.shape, strict=True)]
 
     def fill(corner: tuple[int, ...]) -> None:
-        box = tuple(slice(a, min(a + c, n)) for a, c, n in zip(corner, coarse.chunks, coarse.shape, strict=True))
+        edges = zip(corner, coarse.chunks, coarse.shape, strict=True)
+        box = tuple(slice(a, min(a + c, n)) for a, c, n in edges)
         index = [pick[s] for pick, s in zip(picks, box, strict=True)]
         window = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in index)
         block = np.zeros([len(i) for i in index], coarse.dtype)
         for piece in _pieces(window, fine.chunks):
-            part = [(i >= p.start) & (i < p.stop) for i, p in zip(index, piece, strict=True)]
-            source = fine[piece]
-            taken = source[np.ix_(*(i[m] - p.start for i, m, p in zip(index, part, piece, strict=True)))]
-            block[np.ix_(*part)] = taken
+            ends = [np.searchsorted(i, (p.start, p.stop)) for i, p in zip(index, piece, strict=True)]
+            target = tuple(slice(*e) for e in ends)
+            source = np.asarray(fine.get_basic_selection(piece))
+            for axis, (i, t, p) in enumerate(zip(index, target, piece, strict=True)):
+                source = source.take(i[t] - p.start, axis)
+            block[target] = source
         coarse[box] = block
 
     corners = product(*(range(0, n, c) for n, c in zip(coarse.shape, coarse.chunks, strict=True)))
@@ -126,5 +133,5 @@ def _pieces(window: tuple[slice, ...], chunks: tuple[int, ...]) -> product[tuple
     cuts = []
     for w, c in zip(window, chunks, strict=True):
         edges = [w.start, *range((w.start // c + 1) * c, w.stop, c), w.stop]
-        cuts.append([slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+        cuts.append([slice(a, b) for a, b in pairwise(edges)])
     return product(*cuts)

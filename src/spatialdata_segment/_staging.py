@@ -1,8 +1,8 @@
 """The writer of SpatialData: results staged beside their place, then put there all at once.
 
-What lies on disk is written by spatialdata itself, into a small store of its own; only the levels of labels are
-written by us, region by region. ``_journal.py`` moves the elements; ``_elements.py`` reads. What the tables hold
-is ``_table.py``'s.
+What lies on disk is written by spatialdata itself, into a small store of its own; only the levels of labels
+are written by us, region by region. ``_journal.py`` moves the elements; ``_elements.py`` reads. What the
+tables hold is ``_table.py``'s.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import shutil
 import tempfile
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,7 +26,15 @@ from spatialdata.models import Labels2DModel, Labels3DModel, ShapesModel  # noqa
 from xarray import DataTree
 
 from spatialdata_segment import _journal, _ngff
-from spatialdata_segment._elements import KINDS, check_writable, elements_on_disk, local_store, root_attributes
+from spatialdata_segment._install import install, recover, recover_sdata
+from spatialdata_segment._lock import Lock
+from spatialdata_segment._outputs import (
+    KINDS,
+    check_writable,
+    elements_on_disk,
+    local_store,
+    root_attributes,
+)
 from spatialdata_segment.errors import InputError, ScratchError
 
 if TYPE_CHECKING:
@@ -38,15 +47,19 @@ if TYPE_CHECKING:
     from spatialdata.transformations import BaseTransformation  # noqa: TID251
     from xarray import DataArray
 
+__all__ = ["Staging", "container_format", "recover", "recover_sdata"]
+
+Pairs = tuple[tuple[str, str], ...]
+"""Kinds and names of elements."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Staging:
     """The elements that one run writes: staged one by one, then put in place together.
 
-    Use it as a context manager. Left without :meth:`commit`, by an exception or not, it leaves the object and the
-    store as they were. For a backed object the elements are staged in ``STORE/.spatialdata_segment`` and end up on
-    disk; else in a folder beside, and end up in memory.
+    Use it as a context manager. Left without :meth:`commit`, by an exception or not, it leaves the object and
+    the store as they were. For a backed object the elements are staged in ``STORE/.spatialdata_segment`` and
+    end up on disk; else in a folder beside, and end up in memory.
 
     Parameters
     ----------
@@ -69,7 +82,6 @@ class Staging:
         self._remove: list[tuple[str, str]] = []
         self._open: dict[str, int] = {}  # labels whose levels are being written: their bytes, uncompressed
         self._given: dict[tuple[str, str], Any] = {}
-        self._journaled = False
         self._discarded = False
 
     def __enter__(self) -> Self:
@@ -93,7 +105,7 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._journaled:  # stopped half way through the exchange: the stage is what the next run needs
+        if self._journaled():  # stopped half way through the exchange: the stage is what the next run needs
             self._lock.release()
             return
         full = _disk_full(error)
@@ -111,7 +123,7 @@ class Staging:
         transformations: Mapping[str, BaseTransformation],
         pyramid: tuple[tuple[int, ...], ...],
         chunks: tuple[int, ...],
-    ) -> zarr.Array:
+    ) -> zarr.Array[Any]:
         """Stage labels and return their finest level, zero everywhere, to be written region by region.
 
         Parameters
@@ -135,8 +147,8 @@ class Staging:
         """
         if tuple(pyramid[0]) != tuple(shape) or np.dtype(dtype).kind != "u":
             msg = (
-                f"labels {name!r} of shape {shape} and dtype {np.dtype(dtype)} with levels {pyramid}: expected an "
-                "unsigned dtype, and the shape as the first level"
+                f"labels {name!r} of shape {shape} and dtype {np.dtype(dtype)} with levels {pyramid}: "
+                "expected an unsigned dtype, and the shape as the first level"
             )
             raise InputError(msg)
         template = _template(len(shape), np.dtype(dtype), len(pyramid), transformations)
@@ -154,17 +166,20 @@ class Staging:
         folder = self._stage / _journal.NEW / "labels" / name
         with self._disk(f"the levels of labels {name!r}"):
             arrays = [zarr.open_array(level, mode="r+") for level in _ngff.levels_of(folder)]
-            for fine, coarse in zip(arrays[:-1], arrays[1:], strict=True):
+            for fine, coarse in pairwise(arrays):
                 _ngff.coarsen(fine, coarse)
             self._staged("labels", name)
         del self._open[name]
 
-    def shapes(self, name: str, gdf: gpd.GeoDataFrame, transformations: Mapping[str, BaseTransformation]) -> None:
+    def shapes(
+        self, name: str, gdf: gpd.GeoDataFrame, transformations: Mapping[str, BaseTransformation]
+    ) -> None:
         """Stage shapes, indexed by ``cell_id``, in the coordinates that ``transformations`` start from."""
         if len(gdf) == 0:
-            msg = f"shapes {name!r} have no row, which spatialdata cannot hold; leave them out, remove() old ones"
+            msg = f"shapes {name!r} have no row, which spatialdata cannot hold; leave out, remove() old ones"
             raise InputError(msg)
-        element = ShapesModel.parse(gdf.copy(deep=False), transformations=copy.deepcopy(dict(transformations)))
+        copied = copy.deepcopy(dict(transformations))
+        element = ShapesModel.parse(gdf.copy(deep=False), transformations=copied)
         with self._disk(f"shapes {name!r}"):
             self._write("shapes", name, element)
             self._staged("shapes", name, element)
@@ -176,7 +191,7 @@ class Staging:
             self._staged("tables", name, adata)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Take away elements of an earlier result, in memory and on disk; names that are nowhere are passed over."""
+        """Take away elements of an earlier result, in memory and on disk; unknown names are passed over."""
         there = {(kind, name) for kind in KINDS for name in getattr(self._sdata, kind)}
         there |= elements_on_disk(self._store)
         self._remove += sorted(pair for pair in there if pair[1] in set(names))
@@ -196,25 +211,23 @@ class Staging:
         put, remove = tuple(self._put), tuple(p for p in self._remove if p not in self._put)
         if self._store is None:
             with self._disk("the result"):
-                _install(self._sdata, self._stage / _journal.NEW, put, remove, self._given, in_memory=True)
+                install(self._sdata, self._stage / _journal.NEW, put, remove, self._given, in_memory=True)
             self._discard()
             return
         with self._disk("the result"):
             _journal.sync_tree(self._stage)
             _journal.step("staged")
             self._exchange(self._store, put, remove)
-        _install(self._sdata, self._store, put, remove, self._given)
+        install(self._sdata, self._store, put, remove, self._given)
         self._discard()
 
-    def _exchange(self, store: Path, put: tuple[tuple[str, str], ...], remove: tuple[tuple[str, str], ...]) -> None:
+    def _exchange(self, store: Path, put: Pairs, remove: Pairs) -> None:
         with _journal.locked(store):
             journal = _journal.Journal(self._stage.name, _journal.is_consolidated(store), put, remove)
             _journal.write(store, journal)
-            self._journaled = True
             _journal.roll_forward(store, journal)
-            self._journaled = False
 
-    def _make_stage(self) -> _journal.Lock:
+    def _make_stage(self) -> Lock:
         if self._store is not None:
             with _journal.locked(self._store) as dot:
                 return _journal.new_stage(dot)
@@ -239,7 +252,8 @@ class Staging:
             warnings.simplefilter("ignore")
             self._new.write_element(name, sdata_formats=self._formats)
         del container[name]
-        return self._stage / _journal.NEW / kind / name
+        folder: Path = self._stage / _journal.NEW / kind / name
+        return folder
 
     def _staged(self, kind: str, name: str, element: Any = None) -> None:
         if self._store is not None:
@@ -255,41 +269,27 @@ class Staging:
         except OSError as e:
             raise ScratchError(self._failed(what, e)) from e
 
+    def _journaled(self) -> bool:
+        """Tell whether the exchange has begun and waits to be finished."""
+        stage = getattr(self, "_stage", None)
+        return self._store is not None and stage is not None and _journal.awaits(self._store, stage.name)
+
     def _failed(self, what: str, error: BaseException | None) -> str:
-        where = next(p for p in (getattr(self, "_stage", None), self._store, self._folder, tempfile.gettempdir()) if p)
+        where = getattr(self, "_stage", None) or self._folder or tempfile.gettempdir()
         free = "unknown"
         with contextlib.suppress(OSError):
             free = f"{shutil.disk_usage(where).free / 2**30:.2f} GiB"
         need = sum(self._open.values()) / 2**30
         state = (
             "The new elements are complete and the next run on this store puts them in place"
-            if self._journaled
+            if self._journaled()
             else "Nothing has been changed"
         )
         return (
-            f"writing {what} in {where} failed: {error}. Free there: {free}; the labels being staged need at most "
-            f"{need:.2f} GiB, usually a tenth of it. {state}; free some space, or mend the folder, and run again"
+            f"writing {what} in {where} failed: {error}. Free there: {free}; the labels being staged need at "
+            f"most {need:.2f} GiB, usually a tenth of it. {state}; free some space, or mend the folder, and "
+            "run again"
         )
-
-
-def recover(store: Path) -> bool:
-    """Finish what a killed run began to put in place in a store, and discard what it only staged.
-
-    Returns
-    -------
-    True where there was an exchange to finish. Objects read before do not know of it: :func:`recover_sdata`.
-    """
-    return _journal.recover(Path(store)) is not None
-
-
-def recover_sdata(sdata: sd.SpatialData) -> bool:
-    """:func:`recover` the store of an object, if it has one, and show the object what came of it."""
-    store = local_store(sdata)
-    journal = None if store is None else _journal.recover(store)
-    if store is None or journal is None:
-        return False
-    _install(sdata, store, journal.put, journal.remove, {})
-    return True
 
 
 def container_format(store: Path | None) -> Any:
@@ -314,12 +314,13 @@ def _template(
     factor = {"z": 1, "y": 2, "x": 2}
     shape = tuple(factor[d] ** (levels - 1) for d in dims)
     model = Labels2DModel if ndim == 2 else Labels3DModel
-    return model.parse(
+    element: DataArray | DataTree = model.parse(
         da.zeros(shape, dtype=dtype, chunks=shape),
         dims=dims,
         transformations=copy.deepcopy(dict(transformations)),
         scale_factors=[{d: factor[d] for d in dims}] * (levels - 1) or None,
     )
+    return element
 
 
 def _disk_full(error: BaseException | None) -> OSError | None:
@@ -329,33 +330,3 @@ def _disk_full(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__
     return None
-
-
-def _install(
-    sdata: sd.SpatialData,
-    store: Path,
-    put: Iterable[tuple[str, str]],
-    remove: Iterable[tuple[str, str]],
-    given: Mapping[tuple[str, str], Any],
-    *,
-    in_memory: bool = False,
-) -> None:
-    """Show an object what lies in a store: ``given`` elements as they are, the others as they are read."""
-    wanted = [pair for pair in put if pair not in given]
-    kinds = tuple({kind: None for kind, _ in wanted})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        there = sd.read_zarr(store, selection=kinds, on_bad_files="warn") if kinds else sd.SpatialData()
-    for kind, name in remove:
-        getattr(sdata, kind).pop(name, None)
-    for kind, name in put:
-        element = given[kind, name] if (kind, name) in given else getattr(there, kind)[name]
-        getattr(sdata, kind)[name] = _load(element) if in_memory and kind == "labels" else element
-
-
-def _load(element: DataArray | DataTree) -> DataArray | DataTree:
-    """Bring labels into memory, as dask arrays over numpy arrays."""
-    if not isinstance(element, DataTree):
-        return element.copy(data=da.from_array(np.asarray(element.data), chunks=element.data.chunksize))
-    levels = {k: node.to_dataset().map(_load, keep_attrs=True) for k, node in element.children.items()}
-    return DataTree.from_dict(levels, name=element.name)

@@ -46,6 +46,7 @@ class Reason(IntEnum):
     MULTINUCLEATED = 4
     PARTNER_DROPPED = 5
     OUTSIDE_REGION = 6
+    COVERED = 7
 
     @property
     def text(self) -> str:

@@ -14,6 +14,8 @@ from spatialdata_segment.core.boxes import Box
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class Window:
@@ -139,12 +141,20 @@ class Plan:
         """Yield the shards whose cores share pixels with ``box``, in raster order."""
         if box.size == 0:
             return
-        ranges = [
-            range(int(np.searchsorted(e, a, "right")) - 1, int(np.searchsorted(e, b, "left")))
-            for e, a, b in zip(self._edges, box.start, box.stop, strict=True)
-        ]
+        at = self.span(np.array([[*box.start, *box.stop]]))[0].tolist()
+        yield from self.within(tuple(at[: box.ndim]), tuple(at[box.ndim :]))
+
+    def span(self, bbox: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return, of boxes ``(n, 2 * ndim)``, the first core along every axis, then the last ones plus 1."""
+        ndim = len(self.shape)
+        first = [np.searchsorted(e, bbox[:, i], "right") - 1 for i, e in enumerate(self._edges)]
+        last = [np.searchsorted(e, bbox[:, ndim + i], "left") for i, e in enumerate(self._edges)]
+        return np.stack([*first, *last], axis=1)
+
+    def within(self, first: tuple[int, ...], last: tuple[int, ...]) -> Iterator[int]:
+        """Yield the shards of a part of the grid, in raster order."""
         strides = [int(np.prod(self.grid[i + 1 :])) for i in range(len(self.grid))]
-        for at in product(*ranges):
+        for at in product(*(range(a, b) for a, b in zip(first, last, strict=True))):
             yield sum(i * s for i, s in zip(at, strides, strict=True))
 
 

@@ -36,6 +36,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class MissingCoresError(Exception):
+    """Cores of another mask that a shard needs and that were not asked for."""
+
+    def __init__(self, cores: list[int]) -> None:
+        super().__init__(f"cores {cores} of the nucleus mask are not computed")
+        self.cores = cores
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.cores,)
+
+
 @dataclass(frozen=True)
 class Mask:
     """The stitched candidates of one mask; their pixels lie on disk.
@@ -73,15 +84,26 @@ class CoreLabels:
         """File of one core."""
         return self.folder / f"{index:07d}.core"
 
-    def read(self, box: Box) -> NDArray[np.int64]:
-        """Return the candidate ids of any box; 0 where a core was not computed."""
+    def read(self, box: Box, *, partial: bool = False) -> NDArray[np.int64]:
+        """Return the candidate ids of any box; 0 where a core was not computed, if that is allowed.
+
+        Raises
+        ------
+        MissingCoresError
+            If a core was not computed, and ``partial`` is False.
+        """
         out = np.zeros(box.shape, np.int64)
+        missing = []
         for index in self.plan.touched(box):
             path, core = self.path(index), self.plan.core(index)
-            if path.exists():
-                common = core.intersect(box)
-                inner = Box(*(tuple(int(i) for i in np.subtract(e, core.start)) for e in (common.start, common.stop)))
-                out[common.within(box)] = Entry(path).read("labels", inner)
+            if not path.exists():
+                missing.append(index)
+                continue
+            common = core.intersect(box)
+            inner = Box(*(tuple(int(i) for i in np.subtract(e, core.start)) for e in (common.start, common.stop)))
+            out[common.within(box)] = Entry(path).read("labels", inner)
+        if missing and not partial:
+            raise MissingCoresError(missing)
         return out
 
     def seeds(self, box: Box) -> Seeds:
@@ -116,7 +138,7 @@ def run_mask(
     write_entry(folder / generation / "anchors.entry", {"anchors": table.anchor})
     labels = CoreLabels(job.plan, folder / generation, folder / generation / "anchors.entry")
     paint = partial(stitch.compose, labels=labels, other=other, wide=len(table.anchor) >= 1 << 31)
-    painted = executor.map(paint, [r.index for r in reports], f"{stage} stitching")
+    painted = executor.map(paint, _touched(job.plan, needed, decisions), f"{stage} stitching")
     moments = combine(p.moments for p in painted) if painted else None
     objects, covered = _candidates(table, moments, job.image.ndim)
     evidence = {
@@ -150,7 +172,20 @@ def run_shards(job: Job, needed: Sequence[int], executor: Executor, stage: str, 
     return sorted([*done.values(), *flat], key=lambda r: r.index)
 
 
+def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> list[int]:
+    """Return the cores to paint: those asked for, and all that an object of theirs reaches."""
+    if len(needed) == len(plan):
+        return list(needed)
+    ndim = len(plan.shape)
+    bbox = np.concatenate([np.zeros((0, 2 * ndim), np.int64), *(d.bbox for d in decisions)])
+    spans = {tuple(s) for s in np.unique(plan.span(bbox), axis=0).tolist()}
+    reached = {i for s in spans for i in plan.within(s[:ndim], s[ndim:])}
+    return sorted(reached.union(needed))
+
+
 def _shard_error(failures: list[Failure], total: int) -> ShardError:
+    if missing := [f.error.cores for f in failures if isinstance(f.error, MissingCoresError)]:
+        raise MissingCoresError(sorted(set().union(*missing)))
     first = min(failures, key=lambda f: f.index)
     others = f" ({len(failures) - 1} other shards failed as well)" if len(failures) > 1 else ""
     error = ShardError(

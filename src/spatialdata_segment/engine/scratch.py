@@ -67,6 +67,10 @@ class Scratch:
         """Return the folder of one kind of entries."""
         return self.folder / name
 
+    def holds_entries(self) -> bool:
+        """Whether a run left something here that another could go on from."""
+        return any(self.folder.glob("*/*/*.shard")) or any(self.folder.glob("*/*/*.maps"))
+
     def clear(self) -> None:
         """Remove everything in the folder; the folder itself stays if the user named it."""
         if not self.given:

@@ -144,9 +144,8 @@ class Method(BaseModel):
     ----------
     name
         The method's name in configurations.
-    version
+    method_version
         Changes whenever the same input may give other labels: part of the fingerprint by which runs resume.
-        None: a run with this method does not resume.
     ndims
         Numbers of spatial axes that it works on.
     default_channels
@@ -166,7 +165,7 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     name: ClassVar[str] = "method"
-    version: ClassVar[str | None] = "1"
+    method_version: ClassVar[str] = "1"
     ndims: ClassVar[frozenset[int]] = frozenset({2})
     default_channels: ClassVar[tuple[int, ...] | None] = (0,)
     seeded: ClassVar[bool] = False
@@ -222,9 +221,14 @@ class Method(BaseModel):
         """Turn maps into labels, without the image."""
         raise NotImplementedError
 
+    @property
+    def resumable(self) -> bool:
+        """Whether an equal fingerprint means equal results, so that a run may go on from another's shards."""
+        return True
+
     def fingerprint(self) -> dict[str, Any]:
         """What decides the result, JSON-like."""
-        return {"method": self.name, "version": self.version, **self.model_dump(mode="json")}
+        return {"method": self.name, "method_version": self.method_version, **self.model_dump(mode="json")}
 
 
 def pixels(distance: float, unit: str, image: ImageInfo) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ class Function(Method):
         The function. It gets a read-only array and returns integers >= 0, 0 for the background.
     context_px
         Pixels up to which a label depends on its surroundings (the reach of its filters).
-    function_version
+    version
         Any text that changes when the function does. Without one a run does not resume.
     channels
         Channels that the function gets; None: all of them.
@@ -42,7 +42,7 @@ class Function(Method):
 
     function: Callable[..., Any] = Field(exclude=True)
     context_px: int = Field(default=16, ge=0)
-    function_version: str | None = None
+    version: str | None = None
 
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Return ``context_px`` along every axis."""
@@ -70,8 +70,13 @@ class Function(Method):
         """Return the labels."""
         return Decoded(maps[0])
 
+    @property
+    def resumable(self) -> bool:
+        """Only a ``version`` tells that the function is still the same."""
+        return self.version is not None
+
     def fingerprint(self) -> dict[str, Any]:
-        """Name the function by its module, its name and its version."""
+        """Name the function by its module and its name."""
         function = self.function
         where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
-        return {**super().fingerprint(), "function": where, "version": self.function_version}
+        return {**super().fingerprint(), "function": where}

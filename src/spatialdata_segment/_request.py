@@ -1,0 +1,319 @@
+"""What one call of `segment` asks for, resolved and checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+import shapely
+
+from spatialdata_segment import _elements
+from spatialdata_segment.core.plan import Plan
+from spatialdata_segment.engine.memory import check_memory
+from spatialdata_segment.errors import InputError
+from spatialdata_segment.methods.base import ImageInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from spatialdata_segment.config import Workflow
+    from spatialdata_segment.core.boxes import Box
+    from spatialdata_segment.methods.base import Method
+
+SHARD_SIZE = {2: 2048 * 2048, 3: 256**3}
+"""Pixels (voxels) of a core where none are asked for."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where cells are wanted, on the image's grid: polygons in pixels (x, y), or a mask."""
+
+    polygons: shapely.Geometry | None
+    mask: da.Array | None
+
+    def shards(self, plan: Plan) -> list[int]:
+        """Return the shards whose cores share a pixel with the region."""
+        every = range(len(plan))
+        if self.polygons is not None:
+            cores = [plan.core(i) for i in every]
+            boxes = shapely.box(
+                [c.start[-1] for c in cores], [c.start[-2] for c in cores],
+                [c.stop[-1] for c in cores], [c.stop[-2] for c in cores],
+            )  # fmt: skip
+            return [int(i) for i in np.flatnonzero(shapely.intersects(self.polygons, boxes))]
+        assert self.mask is not None
+        any_inside = dask.compute(*(self.mask[plan.core(i).slices].any() for i in every))
+        return [i for i, inside in zip(every, any_inside, strict=True) if inside]
+
+    def holds(self, anchors: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which anchor pixels ``(n, ndim)`` lie inside."""
+        if self.polygons is not None:
+            inside: NDArray[np.bool_] = shapely.intersects_xy(
+                self.polygons, anchors[:, -1] + 0.5, anchors[:, -2] + 0.5
+            )
+            return inside
+        assert self.mask is not None
+        if not len(anchors):
+            return np.zeros(0, bool)
+        return np.asarray(self.mask.vindex[tuple(anchors.T)].compute(), bool)
+
+    def fingerprint(self) -> str:
+        """Return a text that differs when the region does."""
+        if self.polygons is not None:
+            return hashlib.sha256(shapely.to_wkb(self.polygons)).hexdigest()
+        assert self.mask is not None
+        return str(dask.base.tokenize(self.mask))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked call: what to read, what to run, what to write.
+
+    Attributes
+    ----------
+    ref, info
+        The image.
+    workflow
+        The methods and rules.
+    channels
+        Indices of the channels that each mask's method reads.
+    plans
+        Shard plan of each mask; all have the same cores.
+    region
+        Where cells are wanted; None: everywhere.
+    measured
+        Indices of the channels whose means go into the table.
+    matrix
+        From pixel coordinates (x, y[, z]) to the coordinate system of ``obsm["spatial"]``.
+    key_added, shapes, table
+        What to write, and under which prefix.
+    """
+
+    ref: _elements.ImageRef
+    info: ImageInfo
+    workflow: Workflow
+    channels: dict[str, tuple[int, ...]]
+    plans: dict[str, Plan]
+    region: Region | None
+    measured: tuple[int, ...]
+    matrix: NDArray[np.float64]
+    key_added: str
+    shapes: bool
+    table: bool
+
+    def source(self, mask: str) -> da.Array:
+        """Return the pixels that a mask's method reads, ``(c, [z], y, x)``."""
+        return self.ref.data.data[list(self.channels[mask])]
+
+    @property
+    def pixel_area(self) -> float | None:
+        """µm² of a pixel (µm³ of a voxel), or None."""
+        return None if self.info.pixel_size is None else float(np.prod(self.info.pixel_size))
+
+    @property
+    def written(self) -> dict[str, str]:
+        """Name of each written mask -> the mask that it shows."""
+        masks = {name: name for name in self.workflow.methods()}
+        if self.workflow.duplicate_mask:
+            (only,) = masks
+            masks = {"nucleus": only, "cell": only}
+        return masks
+
+    def names(self) -> dict[str, str]:
+        """Return every output's name and kind."""
+        return output_names(self.key_added, tuple(self.written), self.shapes, self.table)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides the result, JSON-like; shards are not part of it."""
+        return {
+            "image": self.ref.key,
+            "scale": self.ref.scale,
+            "channels": {m: [self.ref.channels[i] for i in at] for m, at in self.channels.items()},
+            "pixel_size": self.info.pixel_size,
+            "region": None if self.region is None else self.region.fingerprint(),
+            "workflow": self.workflow.fingerprint(),
+            "versions": {p: version(p) for p in ("spatialdata-segment", "numpy", "scipy", "scikit-image", "numba")},
+        }
+
+    def fingerprint(self, files: dict[str, Any] | None) -> dict[str, Any]:
+        """Return what decides the content of the scratch."""
+        plan = {m: {"chunks": [list(c) for c in p.chunks], "halo": list(p.halo)} for m, p in self.plans.items()}
+        image = {"shape": list(self.ref.data.shape), "dtype": str(self.info.dtype), "files": files}
+        content = {"parameters": self.parameters(), "image": image, "plan": plan}
+        return dict(_jsonable(content))
+
+
+def output_names(key_added: str, masks: Sequence[str], shapes: bool, table: bool) -> dict[str, str]:
+    """Return the name and the kind of every element that a run writes."""
+    names = {f"{key_added}_{m}_labels": "labels" for m in masks}
+    if shapes:
+        names |= {f"{key_added}_{m}_boundaries": "shapes" for m in masks}
+    if table:
+        names |= {f"{key_added}_table": "tables", f"{key_added}_candidates": "tables"}
+    return names
+
+
+def resolve(
+    sdata: SpatialData,
+    image_key: str,
+    workflow: Workflow,
+    *,
+    channels: Sequence[str | int] | str | int | None,
+    scale: str,
+    roi_key: str | None,
+    bounding_box: Sequence[float] | None,
+    key_added: str,
+    measure_channels: Sequence[str | int] | str | int | None,
+    to_coordinate_system: str,
+    pixel_size: float | Sequence[float] | None,
+    shard_size: int | None,
+    overlap_px: int | Sequence[int] | None,
+    n_jobs: int,
+    shapes: bool,
+    table: bool,
+) -> Request:
+    """Check everything that can be known before a pixel is read, and put it into one object."""
+    ref = _elements.read_image(sdata, image_key, scale)
+    shape = tuple(int(n) for n in ref.data.shape[1:])
+    info = ImageInfo(shape, ref.data.dtype, _pixel_size(pixel_size, len(shape)))
+    if ref.data.dtype.kind not in "buif":
+        raise InputError(f"image {image_key!r} has dtype {ref.data.dtype}, expected integers or floats")
+    if to_coordinate_system not in ref.transformations:
+        raise InputError(
+            f"image {image_key!r} has no coordinate system {to_coordinate_system!r}: expected one of "
+            f"{', '.join(sorted(ref.transformations))}"
+        )
+    matrix = _elements.pixel_matrix(ref.transformations[to_coordinate_system], len(shape))
+    base = tuple(range(len(ref.channels))) if channels is None else _elements.resolve_channels(ref, channels)
+    methods = workflow.methods()
+    if info.pixel_size is None:
+        _needs_no_pixel_size(workflow)
+    request = Request(
+        ref=ref,
+        info=info,
+        workflow=workflow,
+        channels={mask: _inputs(ref, method, base, mask) for mask, method in methods.items()},
+        plans=_plans(methods, info, shard_size, overlap_px),
+        region=_region(sdata, ref, roi_key, bounding_box, matrix, to_coordinate_system),
+        measured=_elements.resolve_channels(ref, ref.channels if measure_channels is None else measure_channels),
+        matrix=matrix,
+        key_added=key_added,
+        shapes=shapes,
+        table=table,
+    )
+    for mask, plan in request.plans.items():
+        check_memory(plan, methods[mask], len(request.channels[mask]), info, n_jobs)
+    return request
+
+
+def _needs_no_pixel_size(workflow: Workflow) -> None:
+    sizes = {"nucleus_size": workflow.nucleus_size, "cell_size": workflow.cell_size}
+    for name, size in sizes.items():
+        if size is not None and size.unit != "px":
+            raise InputError(f"{name} is in {size.unit}, which needs the pixel size: pass pixel_size= (µm a pixel)")
+
+
+def _inputs(ref: _elements.ImageRef, method: Method, base: tuple[int, ...], mask: str) -> tuple[int, ...]:
+    """Return the indices of the channels that a method reads."""
+    if method.channels is not None:
+        return _elements.resolve_channels(ref, method.channels)
+    if method.default_channels is None:
+        return base
+    if len(base) <= max(method.default_channels, default=-1):
+        need = max(method.default_channels) + 1
+        raise InputError(
+            f"{method.name} ({mask}) needs {need} channels (0: nuclear, 1: membrane stain), but {len(base)} "
+            f"{'is' if len(base) == 1 else 'are'} given; the image has: {', '.join(ref.channels)}"
+        )
+    return tuple(base[i] for i in method.default_channels)
+
+
+def _plans(
+    methods: dict[str, Method], info: ImageInfo, shard_size: int | None, overlap_px: int | Sequence[int] | None
+) -> dict[str, Plan]:
+    if shard_size is not None and (isinstance(shard_size, bool) or shard_size < 1):
+        raise InputError(f"shard_size={shard_size}, expected the pixels of a core, at least 1 (such as 4_000_000)")
+    halos: dict[str, tuple[int, ...]] = {}
+    for mask, method in methods.items():
+        if info.ndim not in method.ndims:
+            raise InputError(
+                f"{method.name} works on {' and '.join(f'{n}D' for n in sorted(method.ndims))} images, and this "
+                f"one is {info.ndim}D with shape {info.shape}"
+            )
+        halos[mask] = _halo(method, info, overlap_px)
+    widest = tuple(max(h) for h in zip(*halos.values(), strict=True))
+    cores = Plan.fewest(info.shape, shard_size or SHARD_SIZE[info.ndim], widest)
+    return {mask: Plan(info.shape, cores.chunks, halo) for mask, halo in halos.items()}
+
+
+def _halo(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | None) -> tuple[int, ...]:
+    if overlap_px is None:
+        return method.halo(info)
+    given = (overlap_px,) * info.ndim if isinstance(overlap_px, int | np.integer) else tuple(overlap_px)
+    least = method.context(info)
+    if len(given) != info.ndim or any(g < n for g, n in zip(given, least, strict=False)):
+        raise InputError(
+            f"overlap_px={overlap_px} is below the minimum of {method.name}: expected a number, or one per axis, "
+            f"of at least {least} pixels"
+        )
+    return tuple(int(g) for g in given)
+
+
+def _pixel_size(given: float | Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    size = (float(given),) * ndim if np.isscalar(given) else tuple(float(s) for s in given)  # type: ignore[union-attr,arg-type]
+    if len(size) != ndim or not all(np.isfinite(s) and s > 0 for s in size):
+        raise InputError(f"pixel_size={given}, expected µm a pixel above 0: a number, or one per axis {'zyx'[-ndim:]}")
+    return size
+
+
+def _region(
+    sdata: SpatialData,
+    ref: _elements.ImageRef,
+    roi_key: str | None,
+    bounding_box: Sequence[float] | None,
+    matrix: NDArray[np.float64],
+    system: str,
+) -> Region | None:
+    if roi_key is not None and bounding_box is not None:
+        raise InputError("roi_key and bounding_box are both given: pass one of them")
+    if roi_key is not None:
+        found = _elements.roi_geometry(sdata, roi_key, ref, system)
+        if isinstance(found, da.Array):
+            return Region(None, found)
+        return Region(_prepared(shapely.union_all(found)), None)
+    if bounding_box is None:
+        return None
+    values = [float(v) for v in np.ravel(bounding_box)]
+    if len(values) != 4 or not np.isfinite(values).all() or values[0] >= values[2] or values[1] >= values[3]:
+        raise InputError(
+            f"bounding_box={bounding_box}, expected (x_min, y_min, x_max, y_max) in the coordinate system {system!r}"
+        )
+    inverse = np.linalg.inv(matrix)
+    flat = inverse[np.ix_([0, 1, -1], [0, 1, -1])]
+    corners = shapely.get_coordinates(shapely.box(*values))
+    moved = corners @ flat[:2, :2].T + flat[:2, 2]
+    return Region(_prepared(shapely.polygons(moved)), None)
+
+
+def _prepared(geometry: shapely.Geometry) -> shapely.Geometry:
+    shapely.prepare(geometry)
+    return geometry
+
+
+def _jsonable(value: Any) -> Any:
+    """Return what comes back when the value has gone through JSON."""
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    return value

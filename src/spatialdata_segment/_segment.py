@@ -1,0 +1,275 @@
+"""`segment`: resolve, plan, run, stitch, write. Knows no method family."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spatialdata_segment import _elements
+from spatialdata_segment._request import Request, output_names, resolve
+from spatialdata_segment._staging import Staging, recover_sdata
+from spatialdata_segment._write import judge, write
+from spatialdata_segment.config import Workflow, as_workflow
+from spatialdata_segment.engine.events import progress_bars
+from spatialdata_segment.engine.executor import Executor
+from spatialdata_segment.engine.mask import Mask, MissingCoresError, run_mask
+from spatialdata_segment.engine.scratch import Scratch, write_json
+from spatialdata_segment.engine.shard import Job
+from spatialdata_segment.engine.whole import measure_image
+from spatialdata_segment.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from spatialdata import SpatialData
+
+    from spatialdata_segment.methods.base import Method
+
+logger = logging.getLogger(__name__)
+
+DOT = ".spatialdata_segment"
+
+
+def segment(
+    sdata: SpatialData,
+    image_key: str,
+    workflow: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any] = "dapi",
+    *,
+    channels: Sequence[str | int] | str | int | None = None,
+    scale: str = "scale0",
+    roi_key: str | None = None,
+    bounding_box: Sequence[float] | None = None,
+    key_added: str = "segmentation",
+    measure_channels: Sequence[str | int] | str | int | None = None,
+    to_coordinate_system: str = "global",
+    pixel_size: float | Sequence[float] | None = None,
+    shard_size: int | None = None,
+    overlap_px: int | Sequence[int] | None = None,
+    n_jobs: int | None = None,
+    scratch: str | Path | None = None,
+    resume: bool = True,
+    shapes: bool = True,
+    table: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> SpatialData:
+    """Segment the cells of an image of any size, and write labels, shapes and tables back.
+
+    The image is cut into equal shards with a halo; each is segmented by itself, lazily, and what several
+    shards saw is stitched so that the labels are the same for every plan. In a backed object the result is
+    written to its store, and a run that was killed goes on where it stopped when it is called again.
+
+    Parameters
+    ----------
+    sdata
+        The object; it is changed and returned.
+    image_key
+        Name of an image with axes ``(c, y, x)`` or ``(c, z, y, x)``, single- or multiscale.
+    workflow
+        Name of a workflow ("dapi"), a `Workflow`, one method, or any function from ``(c, y, x)`` pixels to
+        ``(y, x)`` integer labels. The function is called with windows of the image; see `Function`.
+    channels
+        Names or 0-based indices: the nuclear stain, then the membrane stain. None: the image's order. A
+        function gets all of them.
+    scale
+        Which scale of a multiscale image; the result lies on its grid.
+    roi_key
+        A shapes or labels element. Shards outside are not computed; a cell whose anchor lies inside is kept,
+        whole.
+    bounding_box
+        In place of ``roi_key``: ``(x_min, y_min, x_max, y_max)`` in ``to_coordinate_system``.
+    key_added
+        Prefix of the names written.
+    measure_channels
+        Channels whose mean intensity a cell goes into the table; None: all.
+    to_coordinate_system
+        Of ``obsm["spatial"]`` and of the region.
+    pixel_size
+        µm a pixel, a number or one per axis ``([z], y, x)``; for µm² and µm.
+    shard_size
+        Pixels (voxels) of a shard's core, at most; None: 2048 x 2048, or 256³.
+    overlap_px
+        Halo read on each side of a core, a number or one per axis; None: the method's.
+    n_jobs
+        Shards in flight; None: one a core. An active ``distributed.Client`` is used instead.
+    scratch
+        Folder for intermediate results; None: in the store of a backed object, else a temporary one.
+    resume
+        Go on from what an earlier run of the same image, workflow and plan left; False discards it.
+    shapes, table
+        Whether to write outlines, and tables.
+    overwrite
+        Replace earlier results of the same names.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    ``sdata`` with labels ``{key_added}_nucleus_labels`` and/or ``{key_added}_cell_labels`` (uint32, uint64
+    beyond; 0 is background), shapes ``..._boundaries`` (in px of the scale, with its transformations), table
+    ``{key_added}_table`` (a row a kept cell) and ``{key_added}_candidates`` (a row for every object found).
+
+    Raises
+    ------
+    MissingError, ExistsError, InputError
+        Before anything runs, for what can be known then; the message says what was expected.
+    ShardError
+        When a shard failed; the others are kept for the next call.
+    ScratchError
+        When the scratch or the store cannot be written, or is full.
+    """
+    flow = as_workflow(workflow)
+    executor = Executor(n_jobs)
+    if _elements.local_store(sdata) is not None:
+        recover_sdata(sdata)
+    request = resolve(
+        sdata,
+        image_key,
+        flow,
+        channels=channels,
+        scale=scale,
+        roi_key=roi_key,
+        bounding_box=bounding_box,
+        key_added=key_added,
+        measure_channels=measure_channels,
+        to_coordinate_system=to_coordinate_system,
+        pixel_size=pixel_size,
+        shard_size=shard_size,
+        overlap_px=overlap_px,
+        n_jobs=executor.n_jobs,
+        shapes=shapes,
+        table=table,
+    )
+    _elements.check_outputs(sdata, request.names(), overwrite)
+    with ExitStack() as stack:
+        stack.enter_context(progress_bars(progress))
+        folder = stack.enter_context(_scratch(sdata, request, scratch, resume))
+        staging = stack.enter_context(Staging(sdata, folder.part("staging")))
+        started = time.time()
+        masks, statistics = run(request, folder, executor)
+        outcome = judge(request, masks)
+        write(request, masks, outcome, staging, executor, statistics)
+        if overwrite:
+            staging.remove(_leftovers(sdata, request))
+        staging.commit()
+        _write_record(sdata, request, folder, masks, executor, started)
+        folder.clear()
+    return sdata
+
+
+def run(
+    request: Request,
+    folder: Scratch,
+    executor: Executor,
+    statistics: Mapping[str, Mapping[Any, float]] | None = None,
+) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
+    """Run the masks one after the other; return them, and the statistics by their names.
+
+    ``statistics`` of a mask are measured unless they are handed in.
+    """
+    masks: dict[str, Mask] = {}
+    found: dict[str, dict[str, float]] = {}
+    files = _elements.stat_fingerprint(request.ref)
+    jobs = {}
+    for name, method in request.workflow.methods().items():
+        wanted, source, plan = method.statistics(request.info), request.source(name), request.plans[name]
+        path = folder.part(name) / "statistics.json"
+        values = (statistics or {}).get(name)
+        if values is None:
+            values = measure_image(source, wanted, plan, executor, f"{name} statistics", path)
+        found[name] = {s.label: v for s, v in values.items()}
+        jobs[name] = Job(method, request.info, plan, values, source, verify=files is None)
+    needed = {name: _needed(request, name) for name in jobs}
+    while len(masks) < len(jobs):
+        try:
+            for name, job in jobs.items():
+                before = masks.get("nucleus") if name == "cell" else None
+                seeds = before.labels.seeds if before is not None and job.method.seeded else None
+                masks[name] = run_mask(
+                    replace(job, seeds=seeds),
+                    folder.part(name),
+                    needed[name],
+                    executor,
+                    name,
+                    before.labels if before is not None else None,
+                )
+        except MissingCoresError as error:  # a cell at the region's edge needs nuclei from farther away
+            needed["nucleus"] = sorted({*needed["nucleus"], *error.cores})
+            masks.clear()
+    return masks, found
+
+
+def _needed(request: Request, mask: str) -> list[int]:
+    plan = request.plans[mask]
+    if request.region is None:
+        return list(range(len(plan)))
+    wanted = request.region.shards(plan)
+    if not wanted:
+        raise InputError(
+            f"the region of interest misses the image {request.ref.key!r} (pixels {plan.image}): check its "
+            "coordinates and to_coordinate_system"
+        )
+    if mask == "cell" or not request.workflow.is_pair:
+        return wanted
+    around = (plan.touched(request.plans["cell"].window(i).box) for i in wanted)
+    return sorted(set().union(*around))
+
+
+@contextmanager
+def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, resume: bool) -> Iterator[Scratch]:
+    """Open the scratch; what a failed run finished stays there, unless nobody could go on from it."""
+    fingerprint = request.fingerprint(_elements.stat_fingerprint(request.ref))
+    resumable = all(m.resumable for m in request.workflow.methods().values())
+    store = _elements.local_store(sdata)
+    temporary = None
+    if given is not None:
+        root = Path(given)
+    elif store is not None:
+        root = store / DOT / "scratch"
+    else:
+        root = temporary = Path(tempfile.mkdtemp(prefix="spatialdata-segment-"))
+    try:
+        folder = Scratch(root, fingerprint, given=given is not None, resume=resume and resumable)
+        try:
+            yield folder
+        except BaseException:
+            if not resumable or not folder.holds_entries():
+                folder.clear()
+            raise
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _leftovers(sdata: SpatialData, request: Request) -> list[str]:
+    """Return elements of an earlier result of the same prefix that this one does not have."""
+    every = output_names(request.key_added, ("nucleus", "cell"), shapes=True, table=True)
+    return [name for name in every if name not in request.names()]
+
+
+def _write_record(
+    sdata: SpatialData, request: Request, folder: Scratch, masks: Mapping[str, Mask], executor: Executor, started: float
+) -> None:
+    """Keep what belongs to this one run, and not to the result, beside the scratch."""
+    record = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 3),
+        "host": platform.node(),
+        "executor": executor.where,
+        "n_jobs": executor.n_jobs,
+        "plan": {m: {"grid": list(p.grid), "halo": list(p.halo)} for m, p in request.plans.items()},
+        "evidence": {m: mask.evidence for m, mask in masks.items()},
+        "parameters": request.parameters(),
+    }
+    logger.info("segmentation finished: %s", record)
+    if folder.given:
+        write_json(folder.folder.with_name(f"{folder.folder.name}.run.json"), record)
+    elif (store := _elements.local_store(sdata)) is not None:
+        write_json(store / DOT / f"{request.key_added}.run.json", record)

@@ -1,0 +1,296 @@
+"""From stitched candidates to the elements of the result: labels, shapes, tables, streamed block by block."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+
+from spatialdata_segment._table import candidates_table, cells_table
+from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.contours import Outlines, merge, trace
+from spatialdata_segment.core.matching import Fate, Reason, Resolution, resolve
+from spatialdata_segment.core.measure import Intensities, combine_intensities, intensity_sums, locate, map_labels
+from spatialdata_segment.core.objects import Objects
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import zarr
+    from numpy.typing import NDArray
+
+    from spatialdata_segment._request import Request
+    from spatialdata_segment._staging import Staging
+    from spatialdata_segment.engine.executor import Executor
+    from spatialdata_segment.engine.mask import CoreLabels, Mask
+
+logger = logging.getLogger(__name__)
+
+CHUNK = {2: 2048, 3: 128}
+"""Pixels along every axis of a chunk of labels on disk, at most."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All candidates of each mask and what became of them."""
+
+    objects: dict[str, Objects]
+    resolution: Resolution
+
+    def fate(self, mask: str) -> Fate:
+        """Return the fates of one mask's candidates."""
+        fate = self.resolution.nucleus if mask == "nucleus" else self.resolution.cell
+        assert fate is not None
+        return fate
+
+    @property
+    def main(self) -> str:
+        """The mask that the table annotates."""
+        return "cell" if "cell" in self.objects else "nucleus"
+
+
+def judge(request: Request, masks: Mapping[str, Mask]) -> Outcome:
+    """Decide the fate of every candidate: region, sizes, matching, ids."""
+    objects, reasons = {}, {}
+    for name, mask in masks.items():
+        objects[name] = _joined(mask.objects, mask.covered)
+        reasons[name] = np.zeros(len(objects[name]), np.uint8)
+        reasons[name][objects[name].area == 0] = Reason.COVERED
+    pairs = masks["cell"].pairs if len(masks) == 2 else None
+    if request.region is not None:
+        inside = {n: request.region.holds(o.anchor) for n, o in objects.items()}
+        seen = dict(inside)
+        if pairs is not None:
+            # a nucleus goes with its cell, wherever its own anchor lies; partners of what is inside are listed
+            touched = {"nucleus": pairs.a[_among(pairs.b, objects["cell"].ids[inside["cell"]])]}
+            touched["cell"] = pairs.b[_among(pairs.a, objects["nucleus"].ids[inside["nucleus"]])]
+            seen = {n: inside[n] | _among(o.ids, touched[n]) for n, o in objects.items()}
+            refused = {"cell": ~inside["cell"], "nucleus": ~seen["nucleus"]}
+            if not request.workflow.matches:
+                refused["nucleus"] = ~inside["nucleus"]
+        else:
+            refused = {n: ~i for n, i in inside.items()}
+        for name in objects:
+            reasons[name][refused[name] & (reasons[name] == 0)] = Reason.OUTSIDE_REGION
+            objects[name], reasons[name] = objects[name].take(seen[name]), reasons[name][seen[name]]
+        if pairs is not None:
+            both = _among(pairs.a, objects["nucleus"].ids) & _among(pairs.b, objects["cell"].ids)
+            pairs = type(pairs)(pairs.a[both], pairs.b[both], pairs.count[both])
+    resolution = resolve(
+        objects.get("nucleus"),
+        objects.get("cell"),
+        pairs,
+        request.workflow.rules(request.pixel_area),
+        nucleus_reason=reasons.get("nucleus"),
+        cell_reason=reasons.get("cell"),
+    )
+    return Outcome(objects, resolution)
+
+
+def _joined(objects: Objects, covered: Objects) -> Objects:
+    if not len(covered):
+        return objects
+    order = np.argsort(np.concatenate([objects.ids, covered.ids]))
+    fields = ("ids", "anchor", "area", "centroid", "bbox")
+    return Objects(*(np.concatenate([getattr(objects, f), getattr(covered, f)])[order] for f in fields))
+
+
+def _among(values: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return np.isin(values, wanted)
+
+
+def write(
+    request: Request,
+    masks: Mapping[str, Mask],
+    outcome: Outcome,
+    staging: Staging,
+    executor: Executor,
+    statistics: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Stage every element of the result."""
+    ndim, shape = request.info.ndim, request.info.shape
+    chunks = tuple(min(CHUNK[ndim], n) for n in shape)
+    arrays = {
+        name: staging.labels(
+            f"{request.key_added}_{name}_labels",
+            shape=shape,
+            dtype=outcome.resolution.dtype,
+            transformations=request.ref.transformations,
+            pyramid=request.ref.pyramid,
+            chunks=chunks,
+        )
+        for name in request.written
+    }
+    blocks = _write_blocks(request, masks, outcome, arrays, chunks, executor)
+    for name in request.written:
+        staging.finish_labels(f"{request.key_added}_{name}_labels")
+    if request.shapes:
+        _stage_shapes(request, blocks, staging)
+    if request.table:
+        _stage_tables(request, outcome, blocks, staging, statistics)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One written labels element: where its candidates are read, what they become, where they go."""
+
+    labels: CoreLabels
+    ids: NDArray[np.int64]
+    final: NDArray[np.int64]
+    array: zarr.Array
+
+
+@dataclass(frozen=True)
+class _Spec:
+    targets: dict[str, _Target]
+    main: str
+    shapes: bool
+    chunks: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Block:
+    outlines: dict[str, list[tuple[int, Outlines]]]
+    intensities: Intensities | None
+
+
+def _write_blocks(
+    request: Request,
+    masks: Mapping[str, Mask],
+    outcome: Outcome,
+    arrays: Mapping[str, zarr.Array],
+    chunks: tuple[int, ...],
+    executor: Executor,
+) -> list[_Block]:
+    targets = {
+        name: _Target(masks[mask].labels, *outcome.fate(mask).mapping, arrays[name])
+        for name, mask in request.written.items()
+    }
+    main = outcome.main if outcome.main in targets else next(iter(targets))
+    spec = _Spec(targets, main, request.shapes, chunks, request.info.shape)
+    grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
+    if not (request.table and request.measured):
+        return executor.map(partial(_write_block, spec, image=None), list(product(*map(range, grid))), "writing")
+    image = request.ref.data.data[list(request.measured)]
+    image = image.rechunk((len(request.measured), *chunks), threshold=1 << 40)
+    written = da.map_blocks(
+        partial(_write_with_image, spec),
+        image,
+        dtype=object,
+        chunks=((1,), *((1,) * n for n in grid)),
+        meta=np.empty((0,) * image.ndim, object),
+    )
+    keys = [(written.name, 0, *at) for at in np.ndindex(*grid)]
+    return [r.item() for r in executor.run(written.__dask_graph__(), keys, "writing")]
+
+
+def _write_with_image(
+    spec: _Spec, block: NDArray[Any], block_id: tuple[int, ...] | None = None
+) -> NDArray[Any]:
+    assert block_id is not None
+    out = np.empty((1,) * block.ndim, object)
+    out[...] = _write_block(spec, block_id[1:], image=block)
+    return out
+
+
+def _write_block(spec: _Spec, at: tuple[int, ...], image: NDArray[Any] | None) -> _Block:
+    """Write one chunk of every labels element; outline and measure what is in it."""
+    start = tuple(i * c for i, c in zip(at, spec.chunks, strict=True))
+    box = Box(start, tuple(min(a + c, n) for a, c, n in zip(start, spec.chunks, spec.shape, strict=True)))
+    outlines: dict[str, list[tuple[int, Outlines]]] = {}
+    intensities = None
+    for name, target in spec.targets.items():
+        labels = map_labels(target.labels.read(box, partial=True), target.ids, target.final, target.array.dtype)
+        if labels.any():
+            target.array[box.slices] = labels
+        if spec.shapes:
+            planes = labels if labels.ndim == 3 else labels[None]
+            first = box.start[0] if labels.ndim == 3 else 0
+            outlines[name] = [(first + z, trace(p, box.start[-2:])) for z, p in enumerate(planes)]
+        if image is not None and name == spec.main:
+            intensities = intensity_sums(labels, image)
+    return _Block(outlines, intensities)
+
+
+def _stage_shapes(request: Request, blocks: list[_Block], staging: Staging) -> None:
+    for name in request.written:
+        element = f"{request.key_added}_{name}_boundaries"
+        planes: dict[int, list[Outlines]] = {}
+        for block in blocks:
+            for z, outlines in block.outlines[name]:
+                planes.setdefault(z, []).append(outlines)
+        merged = {z: merge(parts) for z, parts in sorted(planes.items())}
+        if not any(len(o) for o in merged.values()):
+            staging.remove([element])
+            continue
+        staging.shapes(element, _frame(merged, request.info.ndim), request.ref.transformations)
+
+
+def _frame(planes: dict[int, Outlines], ndim: int) -> gpd.GeoDataFrame:
+    if ndim == 2:
+        (outlines,) = planes.values()
+        return gpd.GeoDataFrame(geometry=outlines.geometry, index=pd.Index(outlines.ids, name="cell_id"))
+    columns = {
+        "z_index": np.concatenate([np.full(len(o), z) for z, o in planes.items()]),
+        "cell_id": np.concatenate([o.ids for o in planes.values()]),
+    }
+    return gpd.GeoDataFrame(columns, geometry=np.concatenate([o.geometry for o in planes.values()]))
+
+
+def _stage_tables(
+    request: Request,
+    outcome: Outcome,
+    blocks: list[_Block],
+    staging: Staging,
+    statistics: Mapping[str, Mapping[str, float]],
+) -> None:
+    main = outcome.main
+    objects, fate = outcome.objects[main], outcome.fate(main)
+    shown = main if main in request.written else next(iter(request.written))
+    parts = [b.intensities for b in blocks if b.intensities is not None]
+    means = combine_intensities(parts).mean(fate.final_id) if parts else None
+    counts = {m: {"candidates": len(o), "kept": int(outcome.fate(m).is_kept.sum())} for m, o in outcome.objects.items()}
+    metadata = {**request.parameters(), "statistics": statistics, "counts": counts}
+    staging.table(
+        f"{request.key_added}_table",
+        cells_table(
+            objects,
+            fate,
+            region=f"{request.key_added}_{shown}_labels",
+            channels=[request.ref.channels[i] for i in request.measured] if means is not None else (),
+            intensities=means,
+            affine=request.matrix,
+            pixel_area=request.pixel_area,
+            two_masks=len(outcome.objects) == 2,
+            metadata=metadata,
+        ),
+    )
+    both = {m: (replace(o, ids=np.arange(1, len(o) + 1)), _renumbered(outcome, m)) for m, o in outcome.objects.items()}
+    staging.table(
+        f"{request.key_added}_candidates",
+        candidates_table(both.get("nucleus"), both.get("cell"), affine=request.matrix),
+    )
+    if not fate.is_kept.any():
+        n = sum(len(o) for o in outcome.objects.values())
+        what = f"none of {n} candidates was kept" if n else "no object was found"
+        warnings.warn(f"the segmentation of {request.ref.key!r} is empty: {what}", UserWarning, stacklevel=4)
+
+
+def _renumbered(outcome: Outcome, mask: str) -> Fate:
+    """Number the candidates 1..n: in a region, which others were found depends on the shards."""
+    fate = outcome.fate(mask)
+    other = next((m for m in outcome.objects if m != mask), None)
+    match = fate.match
+    if other is not None:
+        at, found = locate(outcome.fate(other).ids, match)
+        match = np.where(found, at + 1, 0)
+    return replace(fate, ids=np.arange(1, len(fate) + 1), match=match)
