@@ -183,7 +183,7 @@ def resolve(
     """Check everything that can be known before a pixel is read, and put it into one object."""
     ref = _elements.read_image(sdata, image_key, scale)
     shape = tuple(int(n) for n in ref.data.shape[1:])
-    info = ImageInfo(shape, ref.data.dtype, _pixel_size(pixel_size, len(shape)))
+    info = ImageInfo(shape, ref.data.dtype, checked_pixel_size(pixel_size, len(shape)))
     if ref.data.dtype.kind not in "buif":
         raise InputError(f"image {image_key!r} has dtype {ref.data.dtype}, expected integers or floats")
     if to_coordinate_system not in ref.transformations:
@@ -248,13 +248,14 @@ def _plans(
                 f"{method.name} works on {' and '.join(f'{n}D' for n in sorted(method.ndims))} images, and this "
                 f"one is {info.ndim}D with shape {info.shape}"
             )
-        halos[mask] = _halo(method, info, overlap_px)
+        halos[mask] = halo_of(method, info, overlap_px)
     widest = tuple(max(h) for h in zip(*halos.values(), strict=True))
     cores = Plan.fewest(info.shape, shard_size or SHARD_SIZE[info.ndim], widest)
     return {mask: Plan(info.shape, cores.chunks, halo) for mask, halo in halos.items()}
 
 
-def _halo(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | None) -> tuple[int, ...]:
+def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the halo per axis: the method's, or the one given if it is large enough."""
     if overlap_px is None:
         return method.halo(info)
     given = (overlap_px,) * info.ndim if isinstance(overlap_px, int | np.integer) else tuple(overlap_px)
@@ -267,7 +268,8 @@ def _halo(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | Non
     return tuple(int(g) for g in given)
 
 
-def _pixel_size(given: float | Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:
+def checked_pixel_size(given: float | Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:
+    """Return µm a pixel along every axis."""
     if given is None:
         return None
     size = (float(given),) * ndim if np.isscalar(given) else tuple(float(s) for s in given)  # type: ignore[union-attr,arg-type]

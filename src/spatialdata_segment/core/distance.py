@@ -43,7 +43,10 @@ def squared_distance(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def unknown(squared: NDArray[np.int64], window: Window, margin: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Foreground pixels whose distance may be smaller in the whole image than in the window.
+    """Foreground pixels that the window cannot know.
+
+    Their distance may be smaller in the whole image, or what lies outside may reach them first: all that
+    stand at an open side.
 
     Parameters
     ----------
@@ -82,7 +85,8 @@ def _beyond(squared, rz, ry, rx, out):  # type: ignore[no-untyped-def]
             near = min(rz[z], ry[y])
             for x in range(nx):
                 e = min(near, rx[x])
-                out[z, y, x] = squared[z, y, x] > 0 and (e < 1 << 20) and squared[z, y, x] > e * e
+                d = squared[z, y, x]
+                out[z, y, x] = d > 0 and (e == 1 or (e < 1 << 20 and d > e * e))
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

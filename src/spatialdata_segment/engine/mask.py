@@ -168,7 +168,7 @@ def run_shards(job: Job, needed: Sequence[int], executor: Executor, stage: str, 
     results = executor.run(graph, keys, stage, len(done))
     flat = [r.item() if isinstance(r, np.ndarray) else r for r in results]
     if failures := [r for r in flat if isinstance(r, Failure)]:
-        raise _shard_error(failures, len(needed))
+        raise shard_error(failures, len(needed))
     return sorted([*done.values(), *flat], key=lambda r: r.index)
 
 
@@ -183,7 +183,8 @@ def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> 
     return sorted(reached.union(needed))
 
 
-def _shard_error(failures: list[Failure], total: int) -> ShardError:
+def shard_error(failures: list[Failure], total: int) -> ShardError:
+    """Return the error that names the first of the shards that failed."""
     if missing := [f.error.cores for f in failures if isinstance(f.error, MissingCoresError)]:
         raise MissingCoresError(sorted(set().union(*missing)))
     first = min(failures, key=lambda f: f.index)

@@ -1,0 +1,109 @@
+"""`label_image`: one method on one array, lazily. Knows neither SpatialData nor tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from spatialdata_segment._request import SHARD_SIZE, checked_pixel_size, halo_of
+from spatialdata_segment.config import as_workflow
+from spatialdata_segment.core.plan import Plan
+from spatialdata_segment.engine.executor import Executor
+from spatialdata_segment.engine.lazy import lazy_labels
+from spatialdata_segment.engine.shard import Job
+from spatialdata_segment.engine.whole import measure_image
+from spatialdata_segment.errors import InputError
+from spatialdata_segment.methods.base import ImageInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from spatialdata_segment.core.statistics import Statistic
+    from spatialdata_segment.methods.base import Method
+
+
+def label_image(
+    image: xr.DataArray | da.Array | NDArray[Any],
+    method: Method | Callable[..., Any],
+    *,
+    channels: Sequence[int] | int | None = None,
+    pixel_size: float | Sequence[float] | None = None,
+    shard_size: int | None = None,
+    overlap_px: int | Sequence[int] | None = None,
+    statistics: Mapping[Statistic, float] | None = None,
+    n_jobs: int | None = None,
+) -> xr.DataArray | da.Array:
+    """Label an image lazily: nothing but its statistics is computed before the labels are.
+
+    Parameters
+    ----------
+    image
+        ``(c, y, x)`` or ``(c, z, y, x)``; the dimensions of a `xarray.DataArray` have these names.
+    method
+        A method that starts from pixels, or a function from ``(c, [z], y, x)`` to ``([z], y, x)`` integers.
+    channels
+        0-based indices of the channels that the method gets, in its order; None: its default ones.
+    pixel_size
+        µm a pixel, a number or one per axis.
+    shard_size, overlap_px
+        Pixels of a core, and of the halo around it; see `segment`.
+    statistics
+        What the method asks for, if it is known already. None: the whole image is read once, now.
+    n_jobs
+        For the statistics.
+
+    Returns
+    -------
+    uint64 labels ``([z], y, x)``, of the kind of ``image`` (dask for an array), with the cores as chunks. An id
+    is the raster index of the object's anchor plus 1, so that a crop computes only the shards that it needs
+    and agrees with the whole. Filters that need the whole image (sizes, matching) are not in it.
+
+    Raises
+    ------
+    InputError
+        If the image or a value is not as said above, or the method needs nuclei or proposals: use `segment`.
+    """
+    data = _pixels(image)
+    flow = as_workflow(method)
+    chosen = flow.cell
+    if chosen is None or flow.is_pair or chosen.seeded or chosen.proposes:
+        raise InputError(f"label_image takes one method that starts from pixels, and {method!r} does not: use segment()")
+    shape = tuple(int(n) for n in data.shape[1:])
+    info = ImageInfo(shape, data.dtype, checked_pixel_size(pixel_size, len(shape)))
+    if info.ndim not in chosen.ndims:
+        raise InputError(f"{chosen.name} does not work on {info.ndim}D images, and this one has shape {shape}")
+    at = _channels(channels, chosen, data.shape[0])
+    plan = Plan.fewest(shape, shard_size or SHARD_SIZE[len(shape)], halo_of(chosen, info, overlap_px))
+    source = data[list(at)]
+    if statistics is None:
+        statistics = measure_image(source, chosen.statistics(info), plan, Executor(n_jobs), "statistics")
+    labels = lazy_labels(Job(chosen, info, plan, statistics, source))
+    if not isinstance(image, xr.DataArray):
+        return labels
+    dims = [d for d in ("z", "y", "x") if d in image.dims]
+    return xr.DataArray(labels, dims=dims, coords={d: image.coords[d] for d in dims if d in image.coords})
+
+
+def _pixels(image: xr.DataArray | da.Array | NDArray[Any]) -> da.Array:
+    if isinstance(image, xr.DataArray):
+        wanted = [d for d in ("c", "z", "y", "x") if d in image.dims]
+        if len(wanted) != image.ndim or wanted[:1] != ["c"]:
+            raise InputError(f"image has the dimensions {image.dims}, expected c, [z], y, x")
+        image = image.transpose(*wanted).data
+    if image.ndim not in (3, 4) or 0 in image.shape:
+        raise InputError(f"image has shape {image.shape}, expected (c, y, x) or (c, z, y, x) with pixels in it")
+    return image if isinstance(image, da.Array) else da.from_array(np.asarray(image), chunks="auto")
+
+
+def _channels(given: Sequence[int] | int | None, method: Method, n: int) -> tuple[int, ...]:
+    if given is None:
+        given = range(n) if method.default_channels is None else method.default_channels
+    at = (given,) if isinstance(given, int) else tuple(given)
+    if wrong := [i for i in at if not 0 <= i < n]:
+        raise InputError(f"channel {wrong[0]} is not there: the image has {n}, numbered from 0")
+    return at
