@@ -19,8 +19,10 @@ import numpy as np
 import shapely
 import zarr
 from geopandas import GeoDataFrame
-from spatialdata.models import get_channel_names
-from spatialdata.transformations import get_transformation
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, Image3DModel, get_channel_names
+from spatialdata.transformations import Sequence as SequenceOf
+from spatialdata.transformations import Translation, get_transformation
 from xarray import DataArray, DataTree
 
 from spatialdata_segment._outputs import check_outputs, local_store, scales_of
@@ -30,15 +32,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from spatialdata import SpatialData
     from spatialdata.transformations import BaseTransformation
+
+    from spatialdata_segment.core.boxes import Box
 
 __all__ = [
     "ImageRef",
+    "LabelsRef",
     "check_outputs",
+    "crop_image",
     "local_store",
     "pixel_matrix",
     "read_image",
+    "read_labels",
     "resolve_channels",
     "roi_geometry",
     "stat_fingerprint",
@@ -112,6 +118,55 @@ def read_image(sdata: SpatialData, image_key: str, scale: str = "scale0") -> Ima
         source=source,
         array_path=array_path,
     )
+
+
+@dataclass(frozen=True)
+class LabelsRef:
+    """The finest scale of a labels element.
+
+    Attributes
+    ----------
+    key
+        Its name.
+    data
+        Labels, lazy (dask); axes ``([z], y, x)``.
+    transformations
+        To each coordinate system; copies.
+    pyramid
+        Spatial shapes of all scales, the finest first.
+    """
+
+    key: str
+    data: DataArray
+    transformations: dict[str, BaseTransformation]
+    pyramid: tuple[tuple[int, ...], ...]
+
+
+def read_labels(sdata: SpatialData, labels_key: str) -> LabelsRef:
+    """Find a labels element; `MissingError` lists those there are."""
+    if labels_key not in sdata.labels:
+        msg = f"no labels {labels_key!r} in the object; its labels: {_names(sdata.labels)}"
+        raise MissingError(msg)
+    levels = list(scales_of(sdata.labels[labels_key]).values())
+    dims = tuple(d for d in ("z", "y", "x") if d in levels[0].dims)
+    data = levels[0] if isinstance(levels[0].data, da.Array) else levels[0].chunk()
+    return LabelsRef(
+        key=labels_key,
+        data=data.transpose(*dims),
+        transformations=_transformations(levels[0]),
+        pyramid=tuple(tuple(level.sizes[d] for d in dims) for level in levels),
+    )
+
+
+def crop_image(ref: ImageRef, box: Box) -> SpatialData:
+    """Return an object that holds a part of an image, lazily, in its place in every coordinate system."""
+    part = ref.data.isel(dict(zip(ref.data.dims[1:], box.slices, strict=True)))
+    axes = tuple(str(d) for d in reversed(ref.data.dims[1:]))
+    shift = Translation([float(n) for n in reversed(box.start)], axes=axes)
+    moved = {name: SequenceOf([shift, t]) for name, t in ref.transformations.items()}
+    model = Image2DModel if box.ndim == 2 else Image3DModel
+    element = model.parse(part.data, dims=part.dims, c_coords=list(ref.channels), transformations=moved)
+    return SpatialData(images={ref.key: element})
 
 
 def resolve_channels(ref: ImageRef, channels: Sequence[str | int] | str | int) -> tuple[int, ...]:

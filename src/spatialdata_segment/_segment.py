@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+    from spatialdata_segment.core.statistics import Statistic
     from spatialdata_segment.methods.base import Method
 
 logger = logging.getLogger(__name__)
@@ -148,27 +149,41 @@ def segment(
         table=table,
     )
     _elements.check_outputs(sdata, request.names(), overwrite)
+    with progress_bars(progress):
+        execute(sdata, request, executor, scratch=scratch, resume=resume, overwrite=overwrite)
+    return sdata
+
+
+def execute(
+    sdata: SpatialData,
+    request: Request,
+    executor: Executor,
+    *,
+    scratch: str | Path | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    statistics: Mapping[str, Mapping[Statistic, float]] | None = None,
+) -> None:
+    """Run a checked request and put its result into the object; ``statistics`` are measured if not given."""
     with ExitStack() as stack:
-        stack.enter_context(progress_bars(progress))
         folder = stack.enter_context(_scratch(sdata, request, scratch, resume))
         staging = stack.enter_context(Staging(sdata, folder.part("staging")))
         started = time.time()
-        masks, statistics = run(request, folder, executor)
+        masks, found = run(request, folder, executor, statistics)
         outcome = judge(request, masks)
-        write(request, masks, outcome, staging, executor, statistics)
+        write(request, masks, outcome, staging, executor, found)
         if overwrite:
             staging.remove(_leftovers(sdata, request))
         staging.commit()
         _write_record(sdata, request, folder, masks, executor, started)
         folder.clear()
-    return sdata
 
 
 def run(
     request: Request,
     folder: Scratch,
     executor: Executor,
-    statistics: Mapping[str, Mapping[Any, float]] | None = None,
+    statistics: Mapping[str, Mapping[Statistic, float]] | None = None,
 ) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
     """Run the masks one after the other; return them, and the statistics by their names.
 
@@ -186,7 +201,7 @@ def run(
             values = measure_image(source, wanted, plan, executor, f"{name} statistics", path)
         found[name] = {s.label: v for s, v in values.items()}
         jobs[name] = Job(method, request.info, plan, values, source, verify=files is None)
-    needed = {name: _needed(request, name) for name in jobs}
+    needed = {name: needed_shards(request, name) for name in jobs}
     while len(masks) < len(jobs):
         try:
             for name, job in jobs.items():
@@ -206,7 +221,8 @@ def run(
     return masks, found
 
 
-def _needed(request: Request, mask: str) -> list[int]:
+def needed_shards(request: Request, mask: str) -> list[int]:
+    """Return the shards that a mask must be computed in: all, or those of the region."""
     plan = request.plans[mask]
     if request.region is None:
         return list(range(len(plan)))

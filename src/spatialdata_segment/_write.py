@@ -136,6 +136,7 @@ def write(
         _stage_shapes(request, blocks, staging)
     if request.table:
         _stage_tables(request, outcome, blocks, staging, statistics)
+    warn_if_empty(request.ref.key, outcome.fate(outcome.main), sum(len(o) for o in outcome.objects.values()))
 
 
 @dataclass(frozen=True)
@@ -279,10 +280,14 @@ def _stage_tables(
         f"{request.key_added}_candidates",
         candidates_table(both.get("nucleus"), both.get("cell"), affine=request.matrix),
     )
-    if not fate.is_kept.any():
-        n = sum(len(o) for o in outcome.objects.values())
-        what = f"none of {n} candidates was kept" if n else "no object was found"
-        warnings.warn(f"the segmentation of {request.ref.key!r} is empty: {what}", UserWarning, stacklevel=4)
+
+
+def warn_if_empty(key: str, fate: Fate, n_candidates: int) -> None:
+    """Warn where nothing was kept; that is no error."""
+    if fate.is_kept.any():
+        return
+    what = f"none of {n_candidates} candidates was kept" if n_candidates else "no object was found"
+    warnings.warn(f"the segmentation of {key!r} is empty: {what}", UserWarning, stacklevel=4)
 
 
 def _renumbered(outcome: Outcome, mask: str) -> Fate:

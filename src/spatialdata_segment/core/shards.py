@@ -48,7 +48,7 @@ class ShardObjects:
         """Measure dense labels ``1..n``; without anchors an object's is its pixel nearest its centroid."""
         n = int(labels.max(initial=0)) if anchor is None else len(anchor)
         volume, start = as_volume(labels), (0,) * (3 - labels.ndim) + window.box.start
-        low, high = (volume_index(i, labels.ndim) for i in (window.core.start, window.core.stop))
+        low, high = volume_index(window.core.start, 0), volume_index(window.core.stop, 1)
         area, sums, bbox, touches = _summary(volume, n, np.array(start), low, high)
         here = slice(3 - labels.ndim, 3)
         if anchor is None:
@@ -87,9 +87,9 @@ def as_volume(array: NDArray[np.generic]) -> NDArray[np.generic]:
     return np.ascontiguousarray(array if array.ndim == 3 else array[None])
 
 
-def volume_index(index: tuple[int, ...], ndim: int) -> NDArray[np.int64]:
-    """Return ``([z], y, x)`` as ``(z, y, x)``."""
-    return np.array((0,) * (3 - ndim) + tuple(index), np.int64)
+def volume_index(index: tuple[int, ...], fill: int) -> NDArray[np.int64]:
+    """Return ``([z], y, x)`` as ``(z, y, x)``, with ``fill`` where there is no z."""
+    return np.array((fill,) * (3 - len(index)) + tuple(index), np.int64)
 
 
 def dense(labels: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.integer]]:

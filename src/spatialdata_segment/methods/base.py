@@ -160,6 +160,8 @@ class Method(BaseModel):
         phases gives the labels of a run in one.
     bytes_per_pixel
         Peak working memory a window pixel, for the plan.
+    seconds_per_megapixel
+        Rough time of one core for a million window pixels, for the plan.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -172,6 +174,7 @@ class Method(BaseModel):
     proposes: ClassVar[bool] = False
     map_dtype: ClassVar[str] = "float32"
     bytes_per_pixel: ClassVar[float] = 64.0
+    seconds_per_megapixel: ClassVar[float] = 0.2
 
     channels: tuple[str | int, ...] | None = None
     """Names or 0-based indices of the channels, in the method's order; None: the workflow's."""

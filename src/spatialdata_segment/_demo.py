@@ -1,0 +1,254 @@
+"""The demo: an image made or read, segmented, scored, drawn. Uses public functions only."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from spatialdata_segment.config import SizeFilter, Workflow
+from spatialdata_segment.errors import ExistsError, InputError, MissingError
+from spatialdata_segment.methods.expand import ExpandNuclei
+from spatialdata_segment.methods.threshold import ThresholdNuclei
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from spatialdata_segment.testing import Scores, Tissue
+
+STORE, OVERLAY = "demo.zarr", "overlay.png"
+"""Names of what a demo writes."""
+
+MIN_SIDE = 64
+MOST_CHANNELS = 16
+_CROP = 512
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo found and what it took.
+
+    Attributes
+    ----------
+    shape
+        ``(c, y, x)`` of the image.
+    counts
+        Candidates and kept objects by mask: ``{"nucleus": (candidates, kept), ...}``.
+    dropped
+        Candidates by the reason why they were dropped.
+    seconds
+        Of making or reading the image, of segmenting, and of scoring.
+    peak_memory
+        Bytes that the process held at most.
+    scores
+        By mask, against the truth; empty where none is known.
+    files
+        What was written.
+    """
+
+    shape: tuple[int, ...]
+    counts: dict[str, tuple[int, int]]
+    dropped: dict[str, int]
+    seconds: dict[str, float]
+    peak_memory: int
+    files: tuple[Path, ...]
+    scores: dict[str, Scores] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        height, width = self.shape[1:]
+        megapixels = height * width / 1e6
+        rate = megapixels / self.seconds["segment"]
+        lines = [f"image         {height:,} x {width:,} px, {self.shape[0]} channel(s), {megapixels:.1f} Mpx"]
+        for mask, (candidates, kept) in self.counts.items():
+            lines.append(f"{mask:<13} {candidates:,} found, {kept:,} kept")
+        if self.dropped:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.items())
+            lines.append(f"dropped       {reasons}")
+        lines.append(f"time          {self.seconds['segment']:.1f} s to segment and write ({rate:.1f} Mpx/s)")
+        lines.append(f"peak memory   {self.peak_memory / 1e6:,.0f} MB, of the whole process")
+        for mask, scores in self.scores.items():
+            lines += ["", f"{mask} against the truth: {scores}"]
+        return "\n".join([*lines, "", "written", *(f"  {path}" for path in self.files)])
+
+
+def demo(
+    output: Path,
+    *,
+    size: int = 4096,
+    image: Path | None = None,
+    channel: int = 0,
+    shard_size: int | None = None,
+    n_jobs: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> DemoResult:
+    """Segment synthetic tissue or an image file, and write a store and a picture.
+
+    Parameters
+    ----------
+    output
+        Folder to write; must not exist unless ``overwrite``, which replaces the files of an earlier demo and
+        leaves others alone.
+    size
+        Side (px) of the synthetic image.
+    image
+        A file to read in place of it, see `read_picture`.
+    channel
+        Its channel that shows the nuclei.
+    shard_size, n_jobs, progress
+        As in `segment`.
+
+    Raises
+    ------
+    InputError
+        For an image that cannot be read, a channel that it lacks, a size below 64 px.
+    ExistsError
+        If the folder exists.
+    """
+    from spatialdata_segment._segment import segment
+
+    tissue = None if image is not None else demo_tissue(size)
+    picture = None if image is None else read_picture(image)
+    if picture is not None and not 0 <= channel < len(picture):
+        raise MissingError(f"channel {channel} is not in {image}: expected 0 to {len(picture) - 1}")
+    _prepare(output, overwrite)
+    started = time.perf_counter()
+    sdata = _written(output / STORE, tissue, picture)
+    made = time.perf_counter()
+    segment(
+        sdata, "image", demo_workflow(), channels=[channel], shard_size=shard_size, n_jobs=n_jobs, progress=progress
+    )
+    segmented = time.perf_counter()
+    peak = peak_memory()
+    scores = {} if tissue is None else _scores(sdata, tissue)
+    scored = time.perf_counter()
+    _draw(output, sdata)
+    candidates = sdata["segmentation_candidates"].obs
+    dropped = candidates.loc[~candidates["is_kept"], "drop_reason"].value_counts()
+    return DemoResult(
+        shape=tuple(sdata["image"].shape),
+        counts={m: (len(rows), int(rows["is_kept"].sum())) for m, rows in _by_mask(candidates)},
+        dropped={str(reason): int(count) for reason, count in dropped.items() if count},
+        seconds={"make": made - started, "segment": segmented - made, "score": scored - segmented},
+        peak_memory=peak,
+        files=tuple(output / name for name in (STORE, OVERLAY)),
+        scores=scores,
+    )
+
+
+def demo_workflow() -> Workflow:
+    """Return the workflow of the demo: nuclei by Otsu's threshold, specks dropped, cells grown around them."""
+    return Workflow(
+        nucleus=ThresholdNuclei(sigma=1.5, min_distance=9),
+        cell=ExpandNuclei(distance=8),
+        filter_masks_size=True,
+        nucleus_size=SizeFilter(min_size=60),
+    )
+
+
+def demo_tissue(size: int, seed: int = 1) -> Tissue:
+    """Return the tissue of the demo, ``size`` x ``size`` px."""
+    from spatialdata_segment.testing import Tissue
+
+    if size < MIN_SIDE:
+        raise InputError(f"size={size}: expected at least {MIN_SIDE} px")
+    return Tissue((size, size), seed=seed, cell_diameter=32, density=0.85, blur=1.8, uneven_light=0.15)
+
+
+def read_picture(path: Path) -> NDArray[Any]:
+    """Read an image file as ``(c, y, x)``.
+
+    Axes are guessed: two are ``(y, x)``; of three, the first or the last is the channels, whichever is shorter.
+    Single axes are dropped, and so is the alpha channel of 8- and 16-bit colour pictures.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it holds no image, or its axes cannot be guessed.
+    """
+    from skimage.io import imread
+
+    if not path.is_file():
+        raise InputError(f"no file {path}: expected a TIFF or a PNG")
+    try:
+        pixels = np.squeeze(np.asarray(imread(path)))
+    except Exception as error:  # noqa: BLE001 - every reader raises errors of its own
+        raise InputError(f"{path} cannot be read as an image: {error}. Expected a TIFF or a PNG") from error
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif pixels.ndim == 3 and pixels.shape[-1] < pixels.shape[0]:
+        pixels = np.moveaxis(pixels, -1, 0)
+        pixels = pixels[: {2: 1, 4: 3}.get(len(pixels), len(pixels))] if path.suffix.lower() == ".png" else pixels
+    if pixels.ndim != 3 or len(pixels) > MOST_CHANNELS or pixels.dtype.kind not in "buif":
+        raise InputError(
+            f"{path} has shape {pixels.shape} and dtype {pixels.dtype}: expected numbers with axes (y, x), (c, y, x) "
+            f"or (y, x, c) and at most {MOST_CHANNELS} channels"
+        )
+    if min(pixels.shape[1:]) < MIN_SIDE:
+        raise InputError(f"{path} has {pixels.shape[1:]} px: expected at least {MIN_SIDE} along each side")
+    return np.ascontiguousarray(pixels.astype(np.uint8) if pixels.dtype == bool else pixels)
+
+
+def peak_memory() -> int:
+    """Return the bytes that this process held at most."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _prepare(output: Path, overwrite: bool) -> None:
+    """Make the folder, and remove an earlier demo from it."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file: expected a folder, or a name that is free")
+    if output.exists() and not overwrite:
+        raise ExistsError(f"folder {output} exists: pass --overwrite, or another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output / STORE, ignore_errors=True)
+    (output / OVERLAY).unlink(missing_ok=True)
+
+
+def _written(path: Path, tissue: Tissue | None, picture: NDArray[Any] | None) -> SpatialData:
+    """Write the image chunk by chunk, and return the object that reads from the disk."""
+    import dask.array as da
+    import spatialdata as sd
+    from spatialdata.models import Image2DModel
+
+    if tissue is not None:
+        sdata = tissue.to_spatialdata(chunks=_CHUNK)
+    else:
+        lazy = da.from_array(picture, chunks=(1, _CHUNK, _CHUNK))  # type: ignore[no-untyped-call]
+        sdata = sd.SpatialData(images={"image": Image2DModel.parse(lazy, dims=("c", "y", "x"))})
+    sdata.write(path)
+    return sd.read_zarr(path)
+
+
+def _by_mask(candidates: Any) -> list[tuple[str, Any]]:
+    return [(mask, candidates[candidates["kind"] == mask]) for mask in ("nucleus", "cell")]
+
+
+def _scores(sdata: SpatialData, tissue: Tissue) -> dict[str, Scores]:
+    from spatialdata_segment.testing import match_scores
+
+    truth = {"nucleus": tissue.nuclei(_CHUNK), "cell": tissue.cells(_CHUNK)}
+    return {m: match_scores(t, sdata[f"segmentation_{m}_labels"].data, (0.5, 0.7)) for m, t in truth.items()}
+
+
+def _draw(output: Path, sdata: SpatialData) -> None:
+    """Draw a crop of the middle, two or more pixels a pixel."""
+    from spatialdata_segment.pl import save_overlay
+
+    image = sdata["image"].data
+    masks = {mask: sdata[f"segmentation_{mask}_labels"].data for mask in ("nucleus", "cell")}
+    top, left = (max(0, (n - _CROP) // 2) for n in image.shape[1:])
+    save_overlay(output / OVERLAY, image, masks, crop=(slice(top, top + _CROP), slice(left, left + _CROP)))

@@ -1,0 +1,271 @@
+"""`match_nuclei` and `filter_labels`: matching and size filters on labels that exist already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import dask.array as da
+import numpy as np
+
+from spatialdata_segment import _elements
+from spatialdata_segment._masks import filter_label_array, match_label_arrays, measure_intensities
+from spatialdata_segment._polygons import labels_to_polygons
+from spatialdata_segment._request import checked_pixel_size, output_names
+from spatialdata_segment._staging import Staging, recover_sdata
+from spatialdata_segment._table import candidates_table, cells_table
+from spatialdata_segment._write import CHUNK, warn_if_empty
+from spatialdata_segment.core.matching import Fate, Resolution, Rules
+from spatialdata_segment.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from spatialdata import SpatialData
+
+    from spatialdata_segment.config import SizeFilter
+    from spatialdata_segment.core.objects import Objects
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Relabelled masks, their candidates, and what goes along with them into the tables."""
+
+    labels: dict[str, da.Array]
+    objects: dict[str, Objects]
+    resolution: Resolution
+    like: _elements.LabelsRef
+    parameters: dict[str, Any]
+
+    def fate(self, mask: str) -> Fate:
+        fate = self.resolution.nucleus if mask == "nucleus" else self.resolution.cell
+        assert fate is not None
+        return fate
+
+
+def match_nuclei(
+    sdata: SpatialData,
+    nucleus_labels_key: str,
+    cell_labels_key: str,
+    *,
+    filtering_threshold_mask_matching: float = 0.95,
+    multinucleated: Literal["drop", "keep"] = "drop",
+    unmatched: Literal["drop", "keep"] = "drop",
+    nucleus_size: SizeFilter | None = None,
+    cell_size: SizeFilter | None = None,
+    image_key: str | None = None,
+    measure_channels: Sequence[str | int] | str | int | None = None,
+    key_added: str = "segmentation",
+    to_coordinate_system: str = "global",
+    pixel_size: float | Sequence[float] | None = None,
+    shapes: bool = True,
+    table: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> SpatialData:
+    """Match the nuclei and the cells of two labels elements, and write the pairs with one id each.
+
+    Parameters
+    ----------
+    sdata
+        The object; it is changed and returned.
+    nucleus_labels_key, cell_labels_key
+        Labels elements on the same grid: ``([z], y, x)`` integers, 0 is background.
+    filtering_threshold_mask_matching
+        Share of a nucleus' pixels, 0 to 1, that a cell must hold to be its cell.
+    multinucleated, unmatched
+        "drop" or "keep" cells with several nuclei, and objects without a partner.
+    nucleus_size, cell_size
+        Size filters, or None.
+    image_key, measure_channels
+        An image on the same grid, and the channels whose mean intensities go into the table.
+    key_added, to_coordinate_system, pixel_size, shapes, table, overwrite, progress
+        As for `segment`.
+
+    Returns
+    -------
+    ``sdata`` with the elements that `segment` writes for two masks.
+
+    Raises
+    ------
+    MissingError, ExistsError, InputError
+        Before anything is written.
+    """
+    nuclei, cells = (_elements.read_labels(sdata, k) for k in (nucleus_labels_key, cell_labels_key))
+    if nuclei.data.shape != cells.data.shape or nuclei.transformations != cells.transformations:
+        raise InputError(
+            f"labels {nucleus_labels_key!r} {nuclei.data.shape} and {cell_labels_key!r} {cells.data.shape} do not "
+            "lie on the same grid: bring them to one shape and one transformation first"
+        )
+    rules = Rules(
+        match_masks=True,
+        threshold=filtering_threshold_mask_matching,
+        multinucleated=multinucleated,
+        unmatched=unmatched,
+        nucleus_size=nucleus_size.rule() if nucleus_size else None,
+        cell_size=cell_size.rule() if cell_size else None,
+        pixel_area=_pixel_area(pixel_size, nuclei.data.ndim),
+    )
+    image = _image(sdata, image_key, measure_channels, cells)
+    names = output_names(key_added, ("nucleus", "cell"), shapes, table)
+    _before(sdata, names, overwrite)
+    matched = match_label_arrays(nuclei.data.data, cells.data.data, rules)
+    result = _Result(
+        {"nucleus": matched.nuclei, "cell": matched.cells},
+        {"nucleus": matched.nucleus_objects, "cell": matched.cell_objects},
+        matched.resolution,
+        cells,
+        {"nuclei": nucleus_labels_key, "cells": cell_labels_key, "rules": str(rules)},
+    )
+    return _write(sdata, result, image, key_added, to_coordinate_system, rules.pixel_area, shapes, table, progress)
+
+
+def filter_labels(
+    sdata: SpatialData,
+    labels_key: str,
+    size: SizeFilter,
+    *,
+    kind: Literal["nucleus", "cell"] = "cell",
+    image_key: str | None = None,
+    measure_channels: Sequence[str | int] | str | int | None = None,
+    key_added: str = "segmentation",
+    to_coordinate_system: str = "global",
+    pixel_size: float | Sequence[float] | None = None,
+    shapes: bool = True,
+    table: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> SpatialData:
+    """Drop the objects of a labels element that a size filter refuses, and number the others 1..N.
+
+    Parameters
+    ----------
+    sdata
+        The object; it is changed and returned.
+    labels_key
+        A labels element: ``([z], y, x)`` integers, 0 is background.
+    size
+        The filter: bounds in px or µm², or an interval of the log-areas of the whole element.
+    kind
+        Under which name the mask is written: "nucleus" or "cell".
+    image_key, measure_channels, key_added, to_coordinate_system, pixel_size, shapes, table, overwrite, progress
+        As for `match_nuclei`.
+
+    Returns
+    -------
+    ``sdata`` with the elements that `segment` writes for one mask.
+
+    Raises
+    ------
+    MissingError, ExistsError, InputError
+        Before anything is written.
+    """
+    given = _elements.read_labels(sdata, labels_key)
+    area = _pixel_area(pixel_size, given.data.ndim)
+    sizes = {f"{kind}_size": size.rule()}
+    rules = Rules(match_masks=False, pixel_area=area, **sizes)  # type: ignore[arg-type]
+    image = _image(sdata, image_key, measure_channels, given)
+    _before(sdata, output_names(key_added, (kind,), shapes, table), overwrite)
+    filtered = filter_label_array(given.data.data, rules, kind=kind)
+    fates = {"nucleus": None, "cell": None, kind: filtered.fate}
+    result = _Result(
+        {kind: filtered.labels},
+        {kind: filtered.objects},
+        Resolution(fates["nucleus"], fates["cell"], int(filtered.fate.is_kept.sum())),
+        given,
+        {"labels": labels_key, "rules": str(rules)},
+    )
+    return _write(sdata, result, image, key_added, to_coordinate_system, area, shapes, table, progress)
+
+
+def _pixel_area(pixel_size: float | Sequence[float] | None, ndim: int) -> float | None:
+    size = checked_pixel_size(pixel_size, ndim)
+    return None if size is None else float(np.prod(size))
+
+
+def _before(sdata: SpatialData, names: Mapping[str, str], overwrite: bool) -> None:
+    if _elements.local_store(sdata) is not None:
+        recover_sdata(sdata)
+    _elements.check_outputs(sdata, dict(names), overwrite)
+
+
+def _image(
+    sdata: SpatialData,
+    image_key: str | None,
+    measure_channels: Sequence[str | int] | str | int | None,
+    like: _elements.LabelsRef,
+) -> tuple[da.Array, list[str]] | None:
+    if image_key is None:
+        if measure_channels is not None:
+            raise InputError(f"measure_channels={measure_channels} without image_key: name the image to measure")
+        return None
+    ref = _elements.read_image(sdata, image_key)
+    if ref.data.shape[1:] != like.data.shape:
+        raise InputError(
+            f"image {image_key!r} of shape {ref.data.shape[1:]} does not lie on the grid of labels {like.key!r} of "
+            f"shape {like.data.shape}"
+        )
+    at = _elements.resolve_channels(ref, ref.channels if measure_channels is None else measure_channels)
+    return ref.data.data[list(at)], [ref.channels[i] for i in at]
+
+
+def _write(
+    sdata: SpatialData,
+    result: _Result,
+    image: tuple[da.Array, list[str]] | None,
+    key_added: str,
+    system: str,
+    pixel_area: float | None,
+    shapes: bool,
+    table: bool,
+    progress: bool,
+) -> SpatialData:
+    like, ndim = result.like, result.like.data.ndim
+    if system not in like.transformations:
+        known = ", ".join(sorted(like.transformations))
+        raise InputError(f"labels {like.key!r} have no coordinate system {system!r}: expected one of {known}")
+    matrix = _elements.pixel_matrix(like.transformations[system], ndim)
+    chunks = tuple(min(CHUNK[ndim], n) for n in like.data.shape)
+    main = "cell" if "cell" in result.labels else "nucleus"
+    with Staging(sdata) as staging:
+        for mask, labels in result.labels.items():
+            name, outlines = f"{key_added}_{mask}_labels", f"{key_added}_{mask}_boundaries"
+            array = staging.labels(
+                name,
+                shape=like.data.shape,
+                dtype=result.resolution.dtype,
+                transformations=like.transformations,
+                pyramid=like.pyramid,
+                chunks=chunks,
+            )
+            da.store(labels.rechunk(array.chunks), array, lock=False)
+            staging.finish_labels(name)
+            if shapes and len(frame := labels_to_polygons(da.from_zarr(array), progress=progress)):
+                staging.shapes(outlines, frame, like.transformations)
+            elif shapes:
+                staging.remove([outlines])
+        if table:
+            fate, objects = result.fate(main), result.objects[main]
+            means = None
+            if image is not None:
+                means = measure_intensities(result.labels[main], image[0]).mean(fate.final_id)
+            staging.table(
+                f"{key_added}_table",
+                cells_table(
+                    objects,
+                    fate,
+                    region=f"{key_added}_{main}_labels",
+                    channels=image[1] if image is not None else (),
+                    intensities=means,
+                    affine=matrix,
+                    pixel_area=pixel_area,
+                    two_masks=len(result.labels) == 2,
+                    metadata=result.parameters,
+                ),
+            )
+            both = {m: (o, result.fate(m)) for m, o in result.objects.items()}
+            candidates = candidates_table(both.get("nucleus"), both.get("cell"), affine=matrix)
+            staging.table(f"{key_added}_candidates", candidates)
+        warn_if_empty(like.key, result.fate(main), sum(len(o) for o in result.objects.values()))
+        staging.commit()
+    return sdata
