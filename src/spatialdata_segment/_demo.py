@@ -148,7 +148,7 @@ def demo_workflow() -> Workflow:
     """Return the workflow of the demo: nuclei by Otsu's threshold, specks dropped, cells grown around them."""
     return Workflow(
         nucleus=ThresholdNuclei(sigma=1.5, min_distance=9),
-        cell=ExpandNuclei(distance=8),
+        cell=ExpandNuclei(distance=10),
         filter_masks_size=True,
         nucleus_size=SizeFilter(min_size=60),
     )
@@ -180,7 +180,7 @@ def read_picture(path: Path) -> NDArray[Any]:
         raise InputError(f"no file {path}: expected a TIFF or a PNG")
     try:
         pixels = np.squeeze(np.asarray(imread(path)))
-    except Exception as error:  # noqa: BLE001 - every reader raises errors of its own
+    except Exception as error:  # every reader raises errors of its own
         raise InputError(f"{path} cannot be read as an image: {error}. Expected a TIFF or a PNG") from error
     if pixels.ndim == 2:
         pixels = pixels[None]

@@ -12,10 +12,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dask.array as da  # noqa: TID251 - the arrays of this module are dask's; it is no part of core/
+import dask.array as da
 import numpy as np
-from dask.base import compute  # noqa: TID251
-from dask.delayed import delayed  # noqa: TID251
+from dask.base import compute
+from dask.delayed import delayed
 
 from spatialdata_segment.core.matching import Fate, Resolution, Rules, resolve
 from spatialdata_segment.core.measure import (
