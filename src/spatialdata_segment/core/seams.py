@@ -57,12 +57,11 @@ def decide(index: int, results: Mapping[int, ShardResult]) -> Decision:
     covered = np.zeros(len(objects), np.int64)
     twin = np.zeros(len(objects), np.bool_)
     taken = np.zeros(len(objects), np.bool_)
-    at_border = _leaves(objects.bbox, mine.window.core) | orphan
     for other, theirs in results.items():
         common = mine.window.box.intersect(theirs.window.box)
         if other == index or common.size == 0 or not len(theirs.objects):
             continue
-        if not (at_border & _meets(objects.bbox, common)).any():
+        if not any((_disputable(r) & _meets(r.objects.bbox, common)).any() for r in (mine, theirs)):
             continue
         a, b, same, count = _versions(mine, theirs, common)
         owned = theirs.objects.owned[b]
@@ -92,9 +91,12 @@ def _versions(
     return a - 1, b - 1, same, count
 
 
-def _leaves(bbox: NDArray[np.int64], core: Box) -> NDArray[np.bool_]:
-    ndim = core.ndim
-    return ((bbox[:, :ndim] < core.start) | (bbox[:, ndim:] > core.stop)).any(axis=1)
+def _disputable(result: ShardResult) -> NDArray[np.bool_]:
+    """Objects that reach beyond the shard's core, or that lie in it and are not its own."""
+    objects, core = result.objects, result.window.core
+    low, high = objects.bbox[:, : core.ndim], objects.bbox[:, core.ndim :]
+    leaves = ((low < core.start) | (high > core.stop)).any(axis=1)
+    return (leaves | ~objects.owned) & objects.touches
 
 
 def _meets(bbox: NDArray[np.int64], box: Box) -> NDArray[np.bool_]:

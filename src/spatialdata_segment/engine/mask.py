@@ -112,8 +112,13 @@ class CoreLabels:
         return Seeds(labels, _anchors(self.anchors)[ids.astype(np.int64) - 1] - np.array(box.start))
 
 
-@lru_cache(maxsize=4)
 def _anchors(path: Path) -> NDArray[np.int64]:
+    status = path.stat()
+    return _read_anchors(path, (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@lru_cache(maxsize=4)
+def _read_anchors(path: Path, _state: tuple[int, ...]) -> NDArray[np.int64]:
     return Entry(path).read("anchors")
 
 
@@ -158,7 +163,7 @@ def run_shards(job: Job, needed: Sequence[int], executor: Executor, stage: str, 
     """Run the shards that no earlier run finished; raise when all are through and some failed."""
     assert job.folder is not None
     done: dict[int, Report] = {}
-    if not job.verify or job.maps is not None:
+    if not job.verify:
         paths = {i: job.folder / f"{i:07d}{suffix}" for i in needed}
         done = {i: report_of(i, entry) for i in needed if (entry := sound(paths[i])) is not None}
     pending = [i for i in needed if i not in done]

@@ -69,6 +69,12 @@ class Job:
         assert self.folder is not None
         return self.folder / f"{index:07d}.shard"
 
+    def proposal(self, index: int) -> Path:
+        """File of a shard's maps."""
+        folder = self.maps or self.folder
+        assert folder is not None
+        return folder / f"{index:07d}.maps"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -99,8 +105,8 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
     window = job.plan.window(index)
     try:
         pixels = None if job.maps is not None else _pixels(job, window, block)
-        crc = 0 if pixels is None else zlib.crc32(pixels)
-        if job.verify and pixels is not None and (report := _finished(job, index, crc)) is not None:
+        crc = _input(job, index, pixels)
+        if job.verify and (report := _finished(job, index, crc)) is not None:
             return report
         if job.method.proposes and job.maps is None:
             return _propose(job, index, window, pixels, crc)
@@ -115,8 +121,25 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
     return Report(index, result.window.box, len(result.objects), rounds=rounds)
 
 
+def _input(job: Job, index: int, pixels: NDArray[Any] | None) -> int:
+    """Return a checksum of what a shard starts from: pixels or maps; statistics and seeds follow from files."""
+    if pixels is None:
+        crc = Entry(job.proposal(index)).crc
+    else:
+        crc = zlib.crc32(pixels)
+    if not job.verify:
+        return crc
+    crc = zlib.crc32(repr(sorted((s.label, v) for s, v in job.statistics.items())).encode(), crc)
+    if job.seeds is not None:
+        seeds = job.seeds(job.plan.window(index).box)
+        for part in (seeds.labels, seeds.anchors):
+            crc = crc if part is None else zlib.crc32(np.ascontiguousarray(part), crc)
+    return crc
+
+
 def _finished(job: Job, index: int, crc: int) -> Report | None:
-    entry = sound(job.path(index))
+    proposing = job.method.proposes and job.maps is None
+    entry = sound(job.proposal(index) if proposing else job.path(index))
     if entry is None or entry.meta["input"] != crc or entry.meta["rounds"] > 1:
         return None
     return report_of(index, entry)
@@ -172,7 +195,7 @@ def _grown(window: Window, context: tuple[int, ...]) -> Window:
 def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDArray[Any]:
     """Return the maps of a window, from an earlier phase where it left them, in their stored precision."""
     if job.maps is not None and view.window == job.plan.window(index):
-        return Entry(job.maps / f"{index:07d}.maps").read("maps")
+        return Entry(job.proposal(index)).read("maps")
     method, window = job.method, view.window
     image = _pixels(job, window, None) if pixels is None else pixels
     maps = np.asarray(method.predict(image, replace(view, model=load(method, job.device))))
@@ -186,7 +209,6 @@ def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDAr
 
 def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, crc: int) -> Report:
     """Predict, and commit the maps with the candidates anchored in the core and the pairs they are in."""
-    assert job.folder is not None
     view = View(window, job.image, job.statistics)
     maps = _maps(job, index, view, pixels)
     found = job.method.propose(maps, view)
@@ -198,11 +220,11 @@ def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, 
         "maps": maps,
         "anchors": anchors[inside],
         "scores": np.asarray(found.scores, np.float64)[inside],
-        "pairs": anchors[edges].reshape(len(edges), -1),
+        "pairs": anchors[edges].reshape(len(edges), 2 * window.box.ndim),
     }
     box = window.box
     write_entry(
-        job.folder / f"{index:07d}.maps", arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0}
+        job.proposal(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0}
     )
     return Report(index, box, int(inside.sum()))
 
@@ -214,7 +236,7 @@ def judge(decoded: Decoded, index: int, window: Window, context: tuple[int, ...]
     np.maximum(labels, 0, out=labels)
     objects = ShardObjects.of(labels, anchors, window)
     if complete is None:
-        complete = window.clearance(objects.bbox) >= max(*context, 1)
+        complete = window.clearance(objects.bbox) > max(context)
     objects = replace(objects, owned=objects.owned & (objects.area > 0))
     relevant = objects.touches | objects.owned
     result = ShardResult(index, window, Labels(window.box, labels), objects)

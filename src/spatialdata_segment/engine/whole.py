@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from spatialdata_segment.engine.scratch import write_json
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,7 +56,8 @@ def measure_image(
     values = {s: histograms[s.channel].compute(s) for s in wanted}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {s.label: v for s, v in values.items()})
+        kept = {s.label: v for s, v in values.items()}
+        write_json(path, {"values": kept, "check": _check(kept)})
     return values
 
 
@@ -64,10 +66,18 @@ def _kept(path: Path | None) -> dict[str, float] | None:
         return None
     try:
         content = json.loads(path.read_text())
-    except ValueError:
-        logger.warning("scratch entry damaged, computed again: %s", path)
-        return None
-    return content if isinstance(content, dict) else None
+        values: dict[str, float] = content["values"]
+        sound = content["check"] == _check(values)
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if sound:
+        return values
+    logger.warning("scratch entry damaged, computed again: %s", path)
+    return None
+
+
+def _check(values: Mapping[str, float]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _histograms(

@@ -63,7 +63,7 @@ class Decoded:
         centroid.
     complete
         ``(n,)`` bool: the object is what the whole image would give. None: the engine holds an object for
-        complete when it stays `Method.context` pixels clear of the window's open sides.
+        complete when more than `Method.context` pixels lie between it and the window's open sides.
     """
 
     labels: NDArray[np.integer]
