@@ -48,6 +48,8 @@ class Scratch:
 
     def _open(self, manifest: Path, fingerprint: dict[str, Any], resume: bool) -> None:
         before = _read(manifest)
+        if not self.given and self.folder.is_dir():
+            before = fingerprint  # the folder's name says it, whatever became of the manifest
         if before is None and self.given and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ScratchError(
                 f"scratch folder {self.folder} is not empty and holds no run of this package: pass an empty or a "
@@ -93,7 +95,7 @@ def _read(manifest: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        logger.warning("scratch manifest %s damaged: its entries are discarded", manifest)
+        logger.warning("scratch manifest damaged: %s", manifest)
         return {}
     return content if isinstance(content, dict) else {}
 
