@@ -4,7 +4,8 @@
 
 Every run starts from a fresh copy of a store, is killed one to three times (before anything is written;
 while elements are written; while they are put in place; anywhere; some of them while an earlier result is being
-replaced), and then runs to its end. After every kill the store is opened, and each element must be the old one or the new one, whole.
+replaced), and then runs to its end. After every kill the store is opened, and each element must be the old one
+or the new one, whole.
 At the end its bytes must be those of the undisturbed run, and no shard that was finished at a kill may have
 been computed again. Between kill and resume of every fourth run, files of the scratch are truncated, get a bit
 flipped, or are removed. Exit code 1 where anything of this fails. Linux and macOS.
@@ -108,9 +109,7 @@ def run(store: Path, name: str, shard_size: int, out: Path, overwrite: bool) -> 
     sdata = sd.read_zarr(store)
     (out / "started").touch()
     try:
-        segment(
-            sdata, "image", workflow(name), shard_size=shard_size, n_jobs=2, overwrite=overwrite, progress=False
-        )
+        segment(sdata, "image", workflow(name), shard_size=shard_size, n_jobs=2, overwrite=overwrite, progress=False)
     except ExistsError:  # killed after the result was complete: the next call has put it in its place
         (out / "existed").touch()
     (out / "finished").touch()
