@@ -13,10 +13,11 @@ import numpy as np
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Window
-from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult, dense
+from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult
+from spatialdata_segment.engine.again import Seen, look_again
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
 from spatialdata_segment.errors import InputError, MethodError, ScratchError
-from spatialdata_segment.methods.base import Decoded, Seeds, View
+from spatialdata_segment.methods.base import Seeds, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -171,25 +172,18 @@ def _pixels(job: Job, window: Window, block: NDArray[Any] | None) -> NDArray[Any
 
 
 def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) -> tuple[ShardResult, int]:
-    """Predict and decode; with a larger halo as long as something in the core is not seen whole."""
-    rounds = 0
-    while True:
-        rounds += 1
+    """Predict and decode; look again, farther, at what the core holds and the window does not show whole."""
+    context = job.method.context(job.image)
+
+    def look(window: Window, pixels: NDArray[Any] | None = None) -> Seen:
         view = View(window, job.image, job.statistics, job.seeds(window.box) if job.seeds is not None else None)
-        maps = _maps(job, index, view, pixels)
-        result, resolved = judge(job.method.decode(maps, view), index, window, job.method.context(job.image))
-        if resolved or window.is_whole:
-            return result, rounds
-        window = _grown(window, job.method.context(job.image))
-        logger.debug("shard %d runs again in %s", index, window.box)
-        pixels = None
+        return Seen.of(job.method.decode(_maps(job, index, view, pixels), view), window, context)
 
-
-def _grown(window: Window, context: tuple[int, ...]) -> Window:
-    low = (c - b for c, b in zip(window.core.start, window.box.start, strict=True))
-    high = (b - c for c, b in zip(window.core.stop, window.box.stop, strict=True))
-    halo = tuple(2 * max(a, b, c, 8) for a, b, c in zip(low, high, context, strict=True))
-    return Window(window.core.grow(halo, window.image), window.core, window.image)
+    seen, rounds = look(window, pixels), 1
+    if not seen.is_resolved:
+        logger.debug("shard %d looks again beyond %s", index, window.box)
+        seen, rounds = look_again(seen, job.plan.halo, context, look), 2
+    return seen.result(index), rounds
 
 
 def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDArray[Any]:
@@ -227,42 +221,6 @@ def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, 
         job.proposal(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0}
     )
     return Report(index, box, int(inside.sum()))
-
-
-def judge(decoded: Decoded, index: int, window: Window, context: tuple[int, ...]) -> tuple[ShardResult, bool]:
-    """Turn what a method decoded into a shard's result, and tell whether all in the core was seen whole."""
-    labels, anchors, complete = _checked(decoded, window)
-    unresolved = bool((labels[window.core.within(window.box)] < 0).any())
-    np.maximum(labels, 0, out=labels)
-    objects = ShardObjects.of(labels, anchors, window)
-    if complete is None:
-        complete = window.clearance(objects.bbox) > max(context)
-    objects = replace(objects, owned=objects.owned & (objects.area > 0))
-    relevant = objects.touches | objects.owned
-    result = ShardResult(index, window, Labels(window.box, labels), objects)
-    return result, not unresolved and bool(complete[relevant].all())
-
-
-def _checked(
-    decoded: Decoded, window: Window
-) -> tuple[NDArray[np.int32], NDArray[np.int64] | None, NDArray[np.bool_] | None]:
-    """Hold the labels to the contract; number them 1..n without gaps, anchors along with them."""
-    labels = np.asarray(decoded.labels)
-    if labels.shape != window.box.shape or labels.dtype.kind not in "ui":
-        raise MethodError(
-            f"decode returned labels of shape {labels.shape} and dtype {labels.dtype}, expected integers of "
-            f"shape {window.box.shape}"
-        )
-    numbered, values = dense(labels)
-    if decoded.anchors is None:
-        complete = decoded.complete
-        return numbered, None, None if complete is None else complete[values.astype(np.int64) - 1]
-    n = len(decoded.anchors)
-    if len(values) and int(values[-1]) > n:
-        raise MethodError(f"decode returned the label {int(values[-1])} but only {n} anchors")
-    at = values.astype(np.int64) - 1
-    anchors = np.asarray(decoded.anchors, np.int64)[at] + np.array(window.box.start)
-    return numbered, anchors, None if decoded.complete is None else decoded.complete[at]
 
 
 _models: dict[tuple[str, str], object] = {}

@@ -1,0 +1,227 @@
+"""What a window showed, and a second, farther look at what it did not show whole.
+
+Only the surroundings of the objects in question are looked at again, in patches that grow until they show
+all. Where these would cover most of the window, the whole of it runs again with a larger halo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from scipy import ndimage
+
+from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.plan import Window
+from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult, dense
+from spatialdata_segment.errors import MethodError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from spatialdata_segment.methods.base import Decoded
+
+_MANY = 256
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The labels of one window, and what is certain about them.
+
+    Attributes
+    ----------
+    window
+        Where.
+    labels
+        int32, 1..n the objects, 0 background, -1 something that the window does not show.
+    objects
+        Of the window.
+    complete
+        ``(n,)`` bool: the object is what the whole image would give.
+    """
+
+    window: Window
+    labels: NDArray[np.int32]
+    objects: ShardObjects
+    complete: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, decoded: Decoded, window: Window, context: tuple[int, ...]) -> Self:
+        """Hold what a method decoded to its contract, and measure it."""
+        labels, anchors, complete = _checked(decoded, window)
+        objects = ShardObjects.of(labels, anchors, window)
+        if complete is None:
+            complete = window.clearance(objects.bbox) >= max(*context, 1)
+        return cls(window, labels, replace(objects, owned=objects.owned & (objects.area > 0)), complete)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all that the core holds is seen whole."""
+        if self.window.is_whole:
+            return True
+        in_core = self.labels[self.window.core.within(self.window.box)]
+        return not self.doubtful.any() and not bool((in_core < 0).any())
+
+    @property
+    def doubtful(self) -> NDArray[np.bool_]:
+        """Objects that the core holds, or owns, and the window does not show whole."""
+        return (self.objects.touches | self.objects.owned) & ~self.complete
+
+    def unresolved(self) -> NDArray[np.bool_]:
+        """Mark the core's pixels that belong to something not seen whole."""
+        doubtful = np.concatenate([[True, False], ~self.complete])
+        return doubtful[self.labels[self.window.core.within(self.window.box)] + 1]
+
+    def result(self, index: int) -> ShardResult:
+        """Return the shard's result."""
+        labels = np.maximum(self.labels, 0)
+        return ShardResult(index, self.window, Labels(self.window.box, labels), self.objects)
+
+
+def look_again(
+    seen: Seen, halo: tuple[int, ...], context: tuple[int, ...], look: Callable[[Window], Seen]
+) -> Seen:
+    """Return what is seen when everything in the core is seen whole.
+
+    Parameters
+    ----------
+    seen
+        The first look.
+    halo
+        How far beyond an object to look at first; it doubles as long as that does not suffice.
+    context
+        Of the method.
+    look
+        Predicts and decodes a window.
+    """
+    reach = tuple(max(h, 2 * c, 16) for h, c in zip(halo, context, strict=True))
+    while not seen.is_resolved:
+        window = seen.window
+        wider = Window(window.box.grow(reach, window.image), window.core, window.image)
+        boxes = _patches(seen, reach)
+        if boxes is None or 2 * sum(b.size for b in boxes) > wider.box.size:
+            seen = look(wider)
+            reach = tuple(2 * r for r in reach)
+        else:
+            unresolved = seen.unresolved()
+            seen = _merged(seen, [_patch(seen, unresolved, b, reach, context, look) for b in boxes], unresolved)
+    return seen
+
+
+def _patches(seen: Seen, reach: tuple[int, ...]) -> list[Box] | None:
+    """Boxes around what is not seen whole, joined where they meet; None where there are too many."""
+    ndim, objects, window = len(reach), seen.objects, seen.window
+    boxes = [Box(tuple(b[:ndim]), tuple(b[ndim:])) for b in objects.bbox[seen.doubtful].tolist()]
+    hidden = seen.labels[window.core.within(window.box)] < 0
+    if hidden.any():
+        parts, _ = ndimage.label(hidden, np.ones((3,) * ndim))
+        for found in ndimage.find_objects(parts):
+            start = tuple(s.start + o for s, o in zip(found, window.core.start, strict=True))
+            stop = tuple(s.stop + o for s, o in zip(found, window.core.start, strict=True))
+            boxes.append(Box(start, stop))
+    if len(boxes) > _MANY:
+        return None
+    return _joined([b.grow(reach, window.image) for b in boxes])
+
+
+def _joined(boxes: list[Box]) -> list[Box]:
+    joined: list[Box] = []
+    for box in boxes:
+        while overlapping := [b for b in joined if b.intersect(box).size]:
+            for other in overlapping:
+                box = box.union(other)
+                joined.remove(other)
+        joined.append(box)
+    return joined
+
+
+def _patch(
+    seen: Seen,
+    unresolved: NDArray[np.bool_],
+    box: Box,
+    reach: tuple[int, ...],
+    context: tuple[int, ...],
+    look: Callable[[Window], Seen],
+) -> Seen:
+    """Look at a box, and at larger ones until each pixel in question is settled there."""
+    core = seen.window.core
+    while True:
+        window = Window(box, box.intersect(core), seen.window.image)
+        found = look(window)
+        asked = unresolved[window.core.within(core)]
+        settled = ~found.unresolved()
+        sure = window.shrink(context).intersect(window.core)
+        inside = np.zeros(asked.shape, bool)
+        inside[sure.within(window.core)] = True
+        settled &= inside | (found.labels[window.core.within(box)] > 0)
+        if window.is_whole or settled[asked].all():
+            return found
+        box = box.grow(reach, window.image)
+        reach = tuple(2 * r for r in reach)
+
+
+def _merged(seen: Seen, patches: list[Seen], unresolved: NDArray[np.bool_]) -> Seen:
+    """Put the objects of the patches in the place of those that were not seen whole."""
+    core, box = seen.window.core, seen.window.box
+    chosen = [_asked_for(p, unresolved, core) for p in patches]
+    ndim = box.ndim
+    for patch, which in zip(patches, chosen, strict=True):
+        for b in patch.objects.bbox[which].tolist():
+            box = box.union(Box(tuple(b[:ndim]), tuple(b[ndim:])))
+    stays = ~seen.doubtful
+    numbers = np.zeros(len(stays) + 2, np.int32)
+    numbers[2:][stays] = np.arange(1, int(stays.sum()) + 1)
+    canvas = np.zeros(box.shape, np.int32)
+    canvas[seen.window.box.within(box)] = numbers[seen.labels + 1]
+    anchors, complete = [seen.objects.anchor[stays]], [seen.complete[stays]]
+    known = {tuple(a) for a in seen.objects.anchor[stays & seen.objects.owned].tolist()}
+    count = int(stays.sum())
+    for patch, which in zip(patches, chosen, strict=True):
+        fresh = [i for i in which.tolist() if tuple(patch.objects.anchor[i].tolist()) not in known]
+        known |= {tuple(patch.objects.anchor[i].tolist()) for i in fresh}
+        numbers = np.zeros(len(patch.objects) + 2, np.int32)
+        numbers[2:][fresh] = np.arange(count + 1, count + len(fresh) + 1)
+        count += len(fresh)
+        common = patch.window.box.intersect(box)
+        part = canvas[common.within(box)]
+        np.copyto(part, numbers[patch.labels[common.within(patch.window.box)] + 1], where=part == 0)
+        anchors.append(patch.objects.anchor[fresh])
+        complete.append(patch.complete[fresh])
+    window = Window(box, core, seen.window.image)
+    objects = ShardObjects.of(canvas, np.concatenate(anchors), window)
+    objects = replace(objects, owned=objects.owned & (objects.area > 0))
+    return Seen(window, canvas, objects, np.concatenate(complete))
+
+
+def _asked_for(patch: Seen, unresolved: NDArray[np.bool_], core: Box) -> NDArray[np.int64]:
+    """Return the positions of a patch's whole objects that hold a pixel in question, or an anchor alone."""
+    asked = unresolved[patch.window.core.within(core)]
+    labels = np.unique(patch.labels[patch.window.core.within(patch.window.box)][asked])
+    wanted = patch.objects.owned & ~patch.objects.touches
+    wanted[labels[labels > 0] - 1] = True
+    return np.flatnonzero(wanted & patch.complete)
+
+
+def _checked(
+    decoded: Decoded, window: Window
+) -> tuple[NDArray[np.int32], NDArray[np.int64] | None, NDArray[np.bool_] | None]:
+    """Hold the labels to the contract; number them 1..n without gaps, anchors along with them."""
+    labels = np.asarray(decoded.labels)
+    if labels.shape != window.box.shape or labels.dtype.kind not in "ui":
+        raise MethodError(
+            f"decode returned labels of shape {labels.shape} and dtype {labels.dtype}, expected integers of "
+            f"shape {window.box.shape}"
+        )
+    numbered, values = dense(labels)
+    if decoded.anchors is None:
+        complete = decoded.complete
+        return numbered, None, None if complete is None else complete[values.astype(np.int64) - 1]
+    n = len(decoded.anchors)
+    if len(values) and int(values[-1]) > n:
+        raise MethodError(f"decode returned the label {int(values[-1])} but only {n} anchors")
+    at = values.astype(np.int64) - 1
+    anchors = np.asarray(decoded.anchors, np.int64)[at] + np.array(window.box.start)
+    return numbered, anchors, None if decoded.complete is None else decoded.complete[at]
