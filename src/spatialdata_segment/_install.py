@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from spatialdata_segment import _journal
 from spatialdata_segment._outputs import local_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from xarray import DataArray
 
@@ -40,6 +42,17 @@ def recover_sdata(sdata: sd.SpatialData) -> bool:
     return True
 
 
+@contextmanager
+def _quiet_reader() -> Iterator[None]:
+    """Keep ome-zarr from telling that labels stand in a store without images."""
+    logger = logging.getLogger("ome_zarr.reader")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def install(
     sdata: sd.SpatialData,
     store: Path,
@@ -52,7 +65,7 @@ def install(
     """Show an object what lies in a store: ``given`` elements as they are, the others as they are read."""
     wanted = [pair for pair in put if pair not in given]
     kinds = tuple({kind: None for kind, _ in wanted})
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_reader():
         warnings.simplefilter("ignore")
         there = sd.read_zarr(store, selection=kinds, on_bad_files="warn") if kinds else sd.SpatialData()
     for kind, name in remove:

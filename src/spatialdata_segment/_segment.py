@@ -195,7 +195,7 @@ def run(
     jobs = {}
     for name, method in request.workflow.methods().items():
         wanted, source, plan = method.statistics(request.info), request.source(name), request.plans[name]
-        path = folder.part(name) / "statistics.json"
+        path = folder.part(name) / "statistics.json" if files is not None else None
         values = (statistics or {}).get(name)
         if values is None:
             values = measure_image(source, wanted, plan, executor, f"{name} statistics", path)

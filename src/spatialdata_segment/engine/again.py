@@ -54,7 +54,7 @@ class Seen:
         labels, anchors, complete = _checked(decoded, window)
         objects = ShardObjects.of(labels, anchors, window)
         if complete is None:
-            complete = window.clearance(objects.bbox) >= max(*context, 1)
+            complete = window.clearance(objects.bbox) > max(context)
         return cls(window, labels, replace(objects, owned=objects.owned & (objects.area > 0)), complete)
 
     @property
