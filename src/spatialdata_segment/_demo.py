@@ -227,7 +227,7 @@ def _written(path: Path, tissue: Tissue | None, picture: NDArray[Any] | None) ->
     if tissue is not None:
         sdata = tissue.to_spatialdata(chunks=_CHUNK)
     else:
-        lazy = da.from_array(picture, chunks=(1, _CHUNK, _CHUNK))  # type: ignore[no-untyped-call]
+        lazy = da.from_array(picture, chunks=(1, _CHUNK, _CHUNK))
         sdata = sd.SpatialData(images={"image": Image2DModel.parse(lazy, dims=("c", "y", "x"))})
     sdata.write(path)
     return sd.read_zarr(path)
@@ -251,4 +251,5 @@ def _draw(output: Path, sdata: SpatialData) -> None:
     image = sdata["image"].data
     masks = {mask: sdata[f"segmentation_{mask}_labels"].data for mask in ("nucleus", "cell")}
     top, left = (max(0, (n - _CROP) // 2) for n in image.shape[1:])
-    save_overlay(output / OVERLAY, image, masks, crop=(slice(top, top + _CROP), slice(left, left + _CROP)))
+    crop = (slice(top, top + _CROP), slice(left, left + _CROP))
+    save_overlay(output / OVERLAY, image, masks, crop=crop, linewidth=1.1)

@@ -1,0 +1,117 @@
+"""Draw the pictures of README and docs again: ``python docs/make_figures.py``. Needs the package alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from spatialdata_segment import ThresholdNuclei, pl, segment
+from spatialdata_segment._demo import demo_tissue, demo_workflow
+from spatialdata_segment.testing import Tissue
+
+STATIC = Path(__file__).parent / "_static"
+OWNERS = "#4c9be8", "#f28e2b", "#59a14f", "#b07aa1"
+INK = "#333333"
+TOP, LEFT, WINDOW = 460, 300, (260, 500)
+
+
+def overlay_picture() -> None:
+    """The demo's nuclei and cells, for the README."""
+    tissue = demo_tissue(1024)
+    sdata = segment(tissue.to_spatialdata(), "image", demo_workflow(), shapes=False, progress=False)
+    masks = {m: sdata[f"segmentation_{m}_labels"].data for m in ("nucleus", "cell")}
+    path = STATIC / "overlay.png"
+    crop = (slice(TOP, TOP + WINDOW[0]), slice(LEFT, LEFT + WINDOW[1]))
+    pl.save_overlay(path, sdata["image"].data, masks, crop=crop, zoom=2, linewidth=1.1)
+    _shrink(path, 96)
+
+
+def shards_picture() -> None:
+    """Cores, a halo, and the shard that owns each nucleus."""
+    side, half, halo = 220, 110, 26
+    tissue = Tissue((side, side), seed=5, cell_diameter=34, density=0.8, debris=0, uneven_light=0, blur=2)
+    sdata = segment(tissue.to_spatialdata(), "image", ThresholdNuclei(sigma=2), shapes=False, progress=False)
+    image, labels = sdata["image"].values, sdata["segmentation_cell_labels"].values
+    figure = Figure(figsize=(9.4, 4.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for ax, title in (
+        (left, "1. a shard reads its core and a halo"),
+        (right, "2. the core that holds the anchor owns the object"),
+    ):
+        ax.set_title(title, fontsize=11, color=INK)
+        ax.set(xlim=(-4, side + 4), ylim=(side + 4, -4), xticks=[], yticks=[], aspect="equal")
+        ax.axis("off")
+    grey = np.clip(image[0] / np.quantile(image[0], 0.998), 0, 1)
+    left.imshow(grey, cmap="gray", extent=(0, side, side, 0))
+    left.add_patch(Rectangle((0, 0), half + halo, half + halo, fc=OWNERS[0], alpha=0.28))
+    left.add_patch(Rectangle((0, 0), half + halo, half + halo, fc="none", ec=OWNERS[0], lw=1.6, ls="--"))
+    owned = np.ones((side, side, 3))
+    anchors = []
+    for label in range(1, int(labels.max()) + 1):
+        mask = labels == label
+        y, x = np.unravel_index(np.argmax(distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]), mask.shape)
+        owner = 2 * (y >= half) + (x >= half)
+        owned[mask] = mpl.colors.to_rgb(OWNERS[owner])
+        anchors.append((x + 0.5, y + 0.5))
+    right.imshow(owned, extent=(0, side, side, 0))
+    right.scatter(*zip(*anchors, strict=True), s=9, color="black", zorder=3)
+    for ax, color in ((left, "white"), (right, INK)):
+        ax.plot([half, half], [0, side], color=color, lw=1.4)
+        ax.plot([0, side], [half, half], color=color, lw=1.4)
+        ax.add_patch(Rectangle((0, 0), side, side, fc="none", ec=INK, lw=1.4))
+    left.text(6, half - 6, "core", color="white", fontsize=11, weight="bold")
+    left.text(6, half + halo - 6, "halo", color="white", fontsize=11, weight="bold")
+    for k, (y, x) in enumerate(((0, 0), (0, half), (half, 0), (half, half))):
+        right.text(x + 4, y + 11, f"shard {k}", color=INK, fontsize=9)
+    figure.savefig(STATIC / "shards.png", dpi=110)
+    _shrink(STATIC / "shards.png", 64)
+
+
+def way_picture() -> None:
+    """The way of the data."""
+    steps = [
+        ("resolve", "names, channels,\nscale, outputs checked"),
+        ("statistics", "of the whole image,\nstreamed once"),
+        ("plan", "fewest equal shards,\nmemory checked"),
+        ("shards", "predict, decode;\neach kept in scratch"),
+        ("seams", "one owner an object,\npainted whole"),
+        ("objects", "match and filter\nwhole cells"),
+        ("write", "labels, shapes, tables;\nall or nothing"),
+    ]
+    width, gap = 1.62, 0.26
+    figure = Figure(figsize=(13.2, 1.75), layout="constrained")
+    ax = figure.add_subplot()
+    ax.axis("off")
+    ax.set(xlim=(-0.05, len(steps) * (width + gap) - gap + 0.05), ylim=(0, 1.05))
+    for k, (name, text) in enumerate(steps):
+        x = k * (width + gap)
+        lazy = name in ("shards", "seams")
+        face = "#dcebfa" if lazy else "#f3f3f3"
+        ax.add_patch(
+            FancyBboxPatch((x + 0.05, 0.1), width - 0.1, 0.85, boxstyle="round,pad=0.05", fc=face, ec=INK, lw=1)
+        )
+        ax.text(x + width / 2, 0.74, name, ha="center", va="center", fontsize=12, weight="bold", color=INK)
+        ax.text(x + width / 2, 0.34, text, ha="center", va="center", fontsize=8.6, color=INK)
+        if k:
+            ax.annotate(
+                "", (x - 0.01, 0.52), (x - gap + 0.01, 0.52), arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.2}
+            )
+    with mpl.rc_context({"svg.hashsalt": "spatialdata-segment"}):
+        figure.savefig(STATIC / "way.svg", metadata={"Date": None})
+
+
+def _shrink(path: Path, colors: int) -> None:
+    Image.open(path).convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    STATIC.mkdir(exist_ok=True)
+    overlay_picture()
+    shards_picture()
+    way_picture()

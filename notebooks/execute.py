@@ -1,0 +1,42 @@
+"""Execute the notebooks, each in a kernel of this environment, and store their outputs.
+
+``python notebooks/execute.py`` writes them; with ``--check`` nothing is written, and an error in a cell fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+MOST_BYTES = 500_000
+
+
+def execute(path: Path, check: bool) -> None:
+    """Run one notebook."""
+    notebook = nbformat.read(path, as_version=4)
+    with_kernel = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
+    with_kernel.execute(cwd=str(path.parent))
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
+    text = nbformat.writes(notebook) + "\n"
+    if len(text) > MOST_BYTES:
+        sys.exit(f"{path}: {len(text):,} bytes with outputs, expected at most {MOST_BYTES:,}")
+    if not check:
+        path.write_text(text, encoding="utf-8")
+    print(f"{path}: {len(text):,} bytes")
+
+
+def main() -> None:
+    """Run all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    for path in sorted(Path(__file__).parent.glob("*.ipynb")):
+        execute(path, check)
+
+
+if __name__ == "__main__":
+    main()
