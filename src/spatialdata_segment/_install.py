@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da  # noqa: TID251 - a part of _elements.py
+import dask.array as da
 import numpy as np
-import spatialdata as sd  # noqa: TID251
+import spatialdata as sd
 from xarray import DataTree
 
 from spatialdata_segment import _journal
@@ -79,6 +79,6 @@ def _load(element: DataArray | DataTree) -> DataArray | DataTree:
     """Bring labels into memory, as dask arrays over numpy arrays."""
     if not isinstance(element, DataTree):
         pixels = np.asarray(element.data)
-        return element.copy(data=da.from_array(pixels, chunks=element.data.chunksize))  # type: ignore[no-untyped-call]
+        return element.copy(data=da.from_array(pixels, chunks=element.data.chunksize))
     levels = {k: node.to_dataset().map(_load, keep_attrs=True) for k, node in element.children.items()}
     return DataTree.from_dict(levels, name=element.name)

@@ -72,7 +72,7 @@ def label_image(
     flow = as_workflow(method)
     chosen = flow.cell
     if chosen is None or flow.is_pair or chosen.seeded or chosen.proposes:
-        raise InputError(f"label_image takes one method that starts from pixels, and {method!r} does not: use segment()")
+        raise InputError(f"label_image takes one method that starts from pixels; for {method!r} use segment()")
     shape = tuple(int(n) for n in data.shape[1:])
     info = ImageInfo(shape, data.dtype, checked_pixel_size(pixel_size, len(shape)))
     if info.ndim not in chosen.ndims:

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da  # noqa: TID251 - the first half of _elements.py
+import dask.array as da
 import zarr
-from spatialdata._core.validation import check_valid_name  # noqa: TID251
+from spatialdata._core.validation import check_valid_name
 from xarray import DataArray, DataTree
 
 from spatialdata_segment.errors import ExistsError, InputError, ScratchError
@@ -16,7 +16,7 @@ from spatialdata_segment.errors import ExistsError, InputError, ScratchError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from spatialdata import SpatialData  # noqa: TID251
+    from spatialdata import SpatialData
 
 KINDS = ("images", "labels", "points", "shapes", "tables")
 """The kinds of elements, as spatialdata names them and their folders."""

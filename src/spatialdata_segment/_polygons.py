@@ -71,7 +71,7 @@ def labels_to_polygons(
         raise InputError(f"n_jobs={n_jobs}; expected 1 or more threads, or None for dask's own choice.")
     planes = _planes(labels)
     starts = [np.cumsum((0, *c[:-1])).tolist() for c in planes.chunks]
-    blocks = planes.to_delayed().ravel()  # type: ignore[no-untyped-call]
+    blocks = planes.to_delayed().ravel()
     tasks = [delayed(_trace_block)(b, s) for b, s in zip(blocks, product(*starts), strict=True)]
     parts: dict[int, list[Outlines]] = {}
     for found in _compute(tasks, n_jobs, progress):
@@ -130,9 +130,9 @@ def polygons_to_labels(
     labels = _ids(ids, index, len(geometries))
     kind = _dtype(dtype, int(labels.max(initial=0)))
     painter = delayed(_Painter(shapely.STRtree(geometries), labels, kind), traverse=False)
-    grid = da.core.normalize_chunks(chunks, shape, dtype=kind)  # type: ignore[no-untyped-call]
+    grid = da.core.normalize_chunks(chunks, shape, dtype=kind)
     meta = np.zeros((0, 0), kind)
-    drawn = da.map_blocks(  # type: ignore[no-untyped-call]
+    drawn = da.map_blocks(
         _paint_block, painter=painter, chunks=grid, dtype=kind, meta=meta
     )
     return cast("da.Array", drawn)
@@ -157,7 +157,7 @@ def _planes(labels: NDArray[np.integer] | da.Array | xr.DataArray) -> da.Array:
     if not isinstance(data, da.Array):
         plane = (1,) * (data.ndim - 2)
         chunks = (*plane, _BLOCK, _BLOCK)
-        data = da.from_array(data, chunks=chunks, name=False)  # type: ignore[no-untyped-call]
+        data = da.from_array(data, chunks=chunks, name=False)
     planes: Any = data if data.ndim == 3 else data[None]
     if any(np.isnan(c).any() for c in planes.chunks):
         raise InputError("labels have chunks of unknown size; call .compute_chunk_sizes() on them first.")
@@ -194,8 +194,8 @@ def _compute(tasks: list[Any], n_jobs: int | None, progress: bool) -> tuple[list
             if key in keys:
                 bar.update()
 
-        with Callback(posttask=count):  # type: ignore[no-untyped-call]
-            found = compute(*tasks, **options)  # type: ignore[no-untyped-call]
+        with Callback(posttask=count):
+            found = compute(*tasks, **options)
         bar.update(len(tasks) - bar.n)  # a distributed scheduler does not call back
     return cast("tuple[list[tuple[int, Outlines]], ...]", found)
 

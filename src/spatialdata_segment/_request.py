@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from spatialdata_segment.config import Workflow
-    from spatialdata_segment.core.boxes import Box
     from spatialdata_segment.methods.base import Method
 
 SHARD_SIZE = {2: 2048 * 2048, 3: 256**3}
@@ -50,7 +49,7 @@ class Region:
             )  # fmt: skip
             return [int(i) for i in np.flatnonzero(shapely.intersects(self.polygons, boxes))]
         assert self.mask is not None
-        any_inside = dask.compute(*(self.mask[plan.core(i).slices].any() for i in every))
+        any_inside = da.compute(*(self.mask[plan.core(i).slices].any() for i in every))
         return [i for i, inside in zip(every, any_inside, strict=True) if inside]
 
     def holds(self, anchors: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -111,7 +110,8 @@ class Request:
 
     def source(self, mask: str) -> da.Array:
         """Return the pixels that a mask's method reads, ``(c, [z], y, x)``."""
-        return self.ref.data.data[list(self.channels[mask])]
+        source: da.Array = self.ref.data.data[list(self.channels[mask])]
+        return source
 
     @property
     def pixel_area(self) -> float | None:
@@ -302,7 +302,8 @@ def _region(
         )
     inverse = np.linalg.inv(matrix)
     flat = inverse[np.ix_([0, 1, -1], [0, 1, -1])]
-    corners = shapely.get_coordinates(shapely.box(*values))
+    x_min, y_min, x_max, y_max = values
+    corners = shapely.get_coordinates(shapely.box(x_min, y_min, x_max, y_max))
     moved = corners @ flat[:2, :2].T + flat[:2, 2]
     return Region(_prepared(shapely.polygons(moved)), None)
 

@@ -17,12 +17,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import dask.array as da  # noqa: TID251 - the second half of _elements.py
+import dask.array as da
 import numpy as np
-import spatialdata as sd  # noqa: TID251
+import spatialdata as sd
 import zarr
-from spatialdata._io.format import SpatialDataContainerFormats  # noqa: TID251
-from spatialdata.models import Labels2DModel, Labels3DModel, ShapesModel  # noqa: TID251
+from spatialdata._io.format import SpatialDataContainerFormats
+from spatialdata.models import Labels2DModel, Labels3DModel, ShapesModel
 from xarray import DataTree
 
 from spatialdata_segment import _journal, _ngff
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import geopandas as gpd
     from anndata import AnnData
     from numpy.typing import DTypeLike
-    from spatialdata.transformations import BaseTransformation  # noqa: TID251
+    from spatialdata.transformations import BaseTransformation
     from xarray import DataArray
 
 __all__ = ["Staging", "container_format", "recover", "recover_sdata"]

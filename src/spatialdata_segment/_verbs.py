@@ -238,7 +238,7 @@ def _write(
                 pyramid=like.pyramid,
                 chunks=chunks,
             )
-            da.store(labels.rechunk(array.chunks), array, lock=False)
+            da.store([labels.rechunk(array.chunks)], [array], lock=False)  # type: ignore[list-item]
             staging.finish_labels(name)
             if shapes and len(frame := labels_to_polygons(da.from_zarr(array), progress=progress)):
                 staging.shapes(outlines, frame, like.transformations)

@@ -146,7 +146,7 @@ class _Target:
     labels: CoreLabels
     ids: NDArray[np.int64]
     final: NDArray[np.int64]
-    array: zarr.Array
+    array: zarr.Array[Any]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _write_blocks(
     request: Request,
     masks: Mapping[str, Mask],
     outcome: Outcome,
-    arrays: Mapping[str, zarr.Array],
+    arrays: Mapping[str, zarr.Array[Any]],
     chunks: tuple[int, ...],
     executor: Executor,
 ) -> list[_Block]:
@@ -216,7 +216,7 @@ def _write_block(spec: _Spec, at: tuple[int, ...], image: NDArray[Any] | None) -
         if spec.shapes:
             planes = labels if labels.ndim == 3 else labels[None]
             first = box.start[0] if labels.ndim == 3 else 0
-            outlines[name] = [(first + z, trace(p, box.start[-2:])) for z, p in enumerate(planes)]
+            outlines[name] = [(first + z, trace(p, (box.start[-2], box.start[-1]))) for z, p in enumerate(planes)]
         if image is not None and name == spec.main:
             intensities = intensity_sums(labels, image)
     return _Block(outlines, intensities)
@@ -291,7 +291,7 @@ def warn_if_empty(key: str, fate: Fate, n_candidates: int) -> None:
 
 
 def _renumbered(outcome: Outcome, mask: str) -> Fate:
-    """Number the candidates 1..n: in a region, which others were found depends on the shards."""
+    """Give the candidates the ids 1..n: in a region, which others were found depends on the shards."""
     fate = outcome.fate(mask)
     other = next((m for m in outcome.objects if m != mask), None)
     match = fate.match

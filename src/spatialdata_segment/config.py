@@ -160,7 +160,7 @@ class Workflow(BaseModel):
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the candidates and their fates, JSON-like."""
+        """Return what decides the candidates and their fates, JSON-like."""
         methods = {name: method.fingerprint() for name, method in self.methods().items()}
         return {**self.model_dump(mode="json"), **methods}
 

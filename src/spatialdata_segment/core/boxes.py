@@ -74,7 +74,8 @@ class Box:
 
     def holds(self, points: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Tell which of the ``(n, ndim)`` points lie inside."""
-        return ((points >= self.start) & (points < self.stop)).all(axis=1)
+        inside: NDArray[np.bool_] = np.all((points >= self.start) & (points < self.stop), axis=1)
+        return inside
 
     def __str__(self) -> str:
         axes = "zyx"[-self.ndim :]

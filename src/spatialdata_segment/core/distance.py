@@ -8,15 +8,16 @@ transforms in linear time" (2000).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
+
+from spatialdata_segment.core.jit import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from spatialdata_segment.core.plan import Window
+from spatialdata_segment.core.plan import Window
 
 FAR = 1 << 40
 """Squared distance of a pixel where there is no background at all."""
@@ -62,7 +63,7 @@ def unknown(squared: NDArray[np.int64], window: Window, margin: tuple[int, ...])
     while len(reach) < 3:
         reach.insert(0, np.full(1, FAR, np.int64))
     out = np.empty(squared.shape, np.bool_)
-    _beyond(squared, *reach, out)
+    _beyond(squared, reach[0], reach[1], reach[2], out)
     return out
 
 
@@ -77,8 +78,8 @@ def _reach(length: int, low: bool, high: bool) -> NDArray[np.int64]:
     return out
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _beyond(squared, rz, ry, rx, out):  # type: ignore[no-untyped-def]
+@kernel
+def _beyond(squared: Any, rz: Any, ry: Any, rx: Any, out: Any) -> Any:
     nz, ny, nx = squared.shape
     for z in range(nz):
         for y in range(ny):
@@ -89,8 +90,8 @@ def _beyond(squared, rz, ry, rx, out):  # type: ignore[no-untyped-def]
                 out[z, y, x] = d > 0 and (e == 1 or (e < 1 << 20 and d > e * e))
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _columns(mask, out):  # type: ignore[no-untyped-def]
+@kernel
+def _columns(mask: Any, out: Any) -> Any:
     """Squared distance along y."""
     nz, ny, nx = mask.shape
     big = np.int64(1) << 20
@@ -108,8 +109,8 @@ def _columns(mask, out):  # type: ignore[no-untyped-def]
                 out[z, y, x] *= out[z, y, x]
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _envelope(f, axis):  # type: ignore[no-untyped-def]
+@kernel
+def _envelope(f: Any, axis: Any) -> Any:
     """Replace every line of ``f`` along ``axis`` (0 or 2) by the lower envelope of its parabolas."""
     nz, ny, nx = f.shape
     n = nx if axis == 2 else nz
@@ -152,6 +153,6 @@ def _envelope(f, axis):  # type: ignore[no-untyped-def]
                 last -= 1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _lies_below(g, u, i, at):  # type: ignore[no-untyped-def]
+@kernel
+def _lies_below(g: Any, u: Any, i: Any, at: Any) -> Any:
     return (at - i) * (at - i) + g[i] > (at - u) * (at - u) + g[u]

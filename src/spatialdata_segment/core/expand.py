@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
+
+from spatialdata_segment.core.jit import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,8 +43,8 @@ def expand(labels: NDArray[np.int32], distance: tuple[float, ...]) -> NDArray[np
     return out
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _along(labels, reach, radius, unit):  # type: ignore[no-untyped-def]
+@kernel
+def _along(labels: Any, reach: Any, radius: Any, unit: Any) -> Any:
     """Best (distance, label) of every pixel over its line along the last axis."""
     nz, ny, nx = labels.shape
     out = labels.copy()

@@ -13,10 +13,11 @@ between windows. Source of the geodesic form: F. Meyer, "Topographic distance an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
+
+from spatialdata_segment.core.jit import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,8 +81,8 @@ def flood(
     return labels, complete[1:]
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _sees(squared, z, y, x, dz, dy, dx):  # type: ignore[no-untyped-def]
+@kernel
+def _sees(squared: Any, z: Any, y: Any, x: Any, dz: Any, dy: Any, dx: Any) -> Any:
     """Whether the straight line between two pixels stays on the foreground."""
     steps = max(abs(dz), max(abs(dy), abs(dx)))
     for t in range(1, steps):
@@ -93,8 +94,8 @@ def _sees(squared, z, y, x, dz, dy, dx):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _rank(squared, unknown, edge, z, y, x, radius):  # type: ignore[no-untyped-def]
+@kernel
+def _rank(squared: Any, unknown: Any, edge: Any, z: Any, y: Any, x: Any, radius: Any) -> Any:
     """2: nothing that the pixel sees within the radius is greater. 1: nothing known is. 0: something is."""
     nz, ny, nx = squared.shape
     here = squared[z, y, x]
@@ -128,8 +129,8 @@ def _rank(squared, unknown, edge, z, y, x, radius):  # type: ignore[no-untyped-d
     return 2 if sure else 1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _peaks(squared, unknown, edge, radius):  # type: ignore[no-untyped-def]
+@kernel
+def _peaks(squared: Any, unknown: Any, edge: Any, radius: Any) -> Any:
     nz, ny, nx = squared.shape
     found = [(0, 0, 0)]
     unsure = [(0, 0, 0)]
@@ -148,21 +149,21 @@ def _peaks(squared, unknown, edge, radius):  # type: ignore[no-untyped-def]
     return _points(found), _points(unsure)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _points(listed):  # type: ignore[no-untyped-def]
+@kernel
+def _points(listed: Any) -> Any:
     out = np.empty((len(listed) - 1, 3), np.int64)
     for i in range(1, len(listed)):
         out[i - 1, 0], out[i - 1, 1], out[i - 1, 2] = listed[i]
     return out
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _step_cost(squared):  # type: ignore[no-untyped-def]
+@kernel
+def _step_cost(squared: Any) -> Any:
     return max(np.int64(1), (np.int64(1) << 30) // (squared * squared)) if squared < 1 << 15 else np.int64(1)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _flood(squared, seeds, unknown, unsure, labels):  # type: ignore[no-untyped-def]
+@kernel
+def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> Any:
     """Dijkstra over the foreground; a heap of (cost, seed, pixel), seed -1 being the unseen."""
     nz, ny, nx = squared.shape
     size = nz * ny * nx
@@ -234,8 +235,8 @@ def _flood(squared, seeds, unknown, unsure, labels):  # type: ignore[no-untyped-
                         n = _push(cost, seed, pixel, n, there, s, q)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _wider(capacity, cost, seed, pixel):  # type: ignore[no-untyped-def]
+@kernel
+def _wider(capacity: Any, cost: Any, seed: Any, pixel: Any) -> Any:
     a = np.empty(2 * capacity, np.int64)
     b = np.empty(2 * capacity, np.int32)
     c = np.empty(2 * capacity, np.int64)
@@ -245,8 +246,8 @@ def _wider(capacity, cost, seed, pixel):  # type: ignore[no-untyped-def]
     return 2 * capacity, a, b, c
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _push(cost, seed, pixel, n, c, s, p):  # type: ignore[no-untyped-def]
+@kernel
+def _push(cost: Any, seed: Any, pixel: Any, n: Any, c: Any, s: Any, p: Any) -> Any:
     i = n
     while i > 0:
         up = (i - 1) >> 1
@@ -258,8 +259,8 @@ def _push(cost, seed, pixel, n, c, s, p):  # type: ignore[no-untyped-def]
     return n + 1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _pop(cost, seed, pixel, n):  # type: ignore[no-untyped-def]
+@kernel
+def _pop(cost: Any, seed: Any, pixel: Any, n: Any) -> Any:
     n -= 1
     c, s, p = cost[n], seed[n], pixel[n]
     i = 0
@@ -278,8 +279,8 @@ def _pop(cost, seed, pixel, n):  # type: ignore[no-untyped-def]
     return n
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mark_incomplete(labels, complete):  # type: ignore[no-untyped-def]
+@kernel
+def _mark_incomplete(labels: Any, complete: Any) -> Any:
     nz, ny, nx = labels.shape
     for z in range(nz):
         for y in range(ny):

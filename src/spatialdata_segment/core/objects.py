@@ -41,7 +41,7 @@ class Objects:
     @property
     def ndim(self) -> int:
         """Number of spatial axes, 2 or 3."""
-        return self.anchor.shape[1]
+        return int(self.anchor.shape[1])
 
     @classmethod
     def empty(cls, ndim: int) -> Self:

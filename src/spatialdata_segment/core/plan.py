@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -160,7 +160,7 @@ class Plan:
 
 def _equal(length: int, parts: int) -> tuple[int, ...]:
     edges = [length * i // parts for i in range(parts + 1)]
-    return tuple(b - a for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return tuple(b - a for a, b in pairwise(edges))
 
 
 def _splits(shape: tuple[int, ...], shard_size: int, halo: tuple[int, ...]) -> tuple[int, ...]:

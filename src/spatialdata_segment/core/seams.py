@@ -11,11 +11,11 @@ object in raster order of the anchors. None of it depends on the order of the sh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
+from spatialdata_segment.core.jit import kernel
 from spatialdata_segment.core.measure import pair_counts
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def _disputable(result: ShardResult) -> NDArray[np.bool_]:
 
 def _meets(bbox: NDArray[np.int64], box: Box) -> NDArray[np.bool_]:
     ndim = box.ndim
-    return ((bbox[:, :ndim] < box.stop) & (bbox[:, ndim:] > box.start)).all(axis=1)
+    meets: NDArray[np.bool_] = np.all((bbox[:, :ndim] < box.stop) & (bbox[:, ndim:] > box.start), axis=1)
+    return meets
 
 
 def compose(
@@ -132,8 +133,8 @@ def compose(
     return out, contested
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _paint(out, labels, ids):  # type: ignore[no-untyped-def]
+@kernel
+def _paint(out: Any, labels: Any, ids: Any) -> Any:
     contested = 0
     for i in range(out.size):
         s = labels[i]

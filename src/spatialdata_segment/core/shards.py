@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numba import njit
 
 from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.jit import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class Labels:
         return self._array[box.within(self.box)]
 
 
-def as_volume(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def as_volume(array: NDArray[Any]) -> NDArray[Any]:
     """Return ``(y, x)`` as ``(1, y, x)``; ``(z, y, x)`` as it is."""
     return np.ascontiguousarray(array if array.ndim == 3 else array[None])
 
@@ -93,7 +93,7 @@ def volume_index(index: tuple[int, ...], fill: int) -> NDArray[np.int64]:
 
 
 def dense(labels: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.integer]]:
-    """Number the labels that occur 1..n in ascending order.
+    """Give the labels that occur new numbers, 1..n in ascending order.
 
     Returns
     -------
@@ -113,8 +113,8 @@ def dense(labels: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.in
     return out[inverse].reshape(labels.shape), values[values > 0]
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mark(flat, present):  # type: ignore[no-untyped-def]
+@kernel
+def _mark(flat: Any, present: Any) -> Any:
     for i in range(flat.size):
         if flat[i] > 0:
             present[flat[i]] = True
@@ -126,14 +126,14 @@ def _renumber(labels: NDArray[np.integer], lut: NDArray[np.int32]) -> NDArray[np
     return out
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _look_up(flat, lut, out):  # type: ignore[no-untyped-def]
+@kernel
+def _look_up(flat: Any, lut: Any, out: Any) -> Any:
     for i in range(flat.size):
         out[i] = lut[flat[i]] if flat[i] > 0 else (0 if flat[i] == 0 else -1)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _summary(labels, n, start, low, high):  # type: ignore[no-untyped-def]
+@kernel
+def _summary(labels: Any, n: Any, start: Any, low: Any, high: Any) -> Any:
     """Area, coordinate sums (from each bbox start), bbox and contact with the core, of labels 1..n."""
     nz, ny, nx = labels.shape
     area = np.zeros(n, np.int64)
@@ -177,8 +177,8 @@ def _summary(labels, n, start, low, high):  # type: ignore[no-untyped-def]
     return area, sums, bbox, touches
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _nearest(labels, area, sums, bbox, start):  # type: ignore[no-untyped-def]
+@kernel
+def _nearest(labels: Any, area: Any, sums: Any, bbox: Any, start: Any) -> Any:
     """Each object's pixel nearest its centroid, the first in raster order where several are."""
     nz, ny, nx = labels.shape
     n = len(area)

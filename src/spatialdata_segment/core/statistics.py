@@ -8,10 +8,11 @@ value is then known to one part in 4,096.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from numba import njit
+
+from spatialdata_segment.core.jit import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,14 +135,14 @@ class Histogram:
         return float(self.values[:-1][np.argmax(between)])
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _count_integers(flat, low, counts):  # type: ignore[no-untyped-def]
+@kernel
+def _count_integers(flat: Any, low: Any, counts: Any) -> Any:
     for i in range(flat.size):
         counts[np.int64(flat[i]) - low] += 1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _count_floats(bits, counts):  # type: ignore[no-untyped-def]
+@kernel
+def _count_floats(bits: Any, counts: Any) -> Any:
     """Count by the leading bits, in an order-preserving form; return the number of non-finite values."""
     bad = 0
     for i in range(bits.size):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
+
+from spatialdata_segment.core.jit import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,8 +34,8 @@ def greedy(
     return kept
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _greedy(order, start, others):  # type: ignore[no-untyped-def]
+@kernel
+def _greedy(order: Any, start: Any, others: Any) -> Any:
     state = np.zeros(len(order), np.int8)
     for i in order:
         if state[i] == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -54,7 +54,7 @@ def progress_bars(shown: bool) -> Iterator[None]:
     if not shown:
         yield
         return
-    bars: dict[str, tqdm[None]] = {}
+    bars: dict[str, Any] = {}
 
     def show(event: Event) -> None:
         if event.stage not in bars:

@@ -16,7 +16,7 @@ from spatialdata_segment.engine.events import Event, emit
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
 
 class Executor:
@@ -45,11 +45,11 @@ class Executor:
     def map(self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, before: int = 0) -> list[Any]:
         """Call ``function`` on every item and return the results in the items' order."""
         token = uuid4().hex
-        graph = {f"{stage}-{token}-{i}": (partial(function, item),) for i, item in enumerate(items)}
+        graph: dict[Any, Any] = {f"{stage}-{token}-{i}": (partial(function, item),) for i, item in enumerate(items)}
         return self.run(graph, list(graph), stage, before)
 
     def run(
-        self, graph: Mapping[Hashable, Any], keys: Sequence[Hashable], stage: str, before: int = 0, total: int = 0
+        self, graph: Any, keys: Sequence[Any], stage: str, before: int = 0, total: int = 0
     ) -> list[Any]:
         """Compute the keys of a dask graph, telling of each that is done (``before`` of ``total`` were earlier)."""
         total = max(total, len(keys) + before)
@@ -72,7 +72,7 @@ class Executor:
             return list(get_threaded(graph, list(keys), num_workers=self.n_jobs))
 
     def _distributed(
-        self, graph: Mapping[Hashable, Any], keys: Sequence[Hashable], stage: str, before: int, total: int
+        self, graph: Any, keys: Sequence[Any], stage: str, before: int, total: int
     ) -> list[Any]:
         from distributed import as_completed
 

@@ -38,7 +38,7 @@ def lazy_labels(job: Job) -> da.Array:
         results = [(shards.name, 0, *_at(plan, j)) for j in others]
         graph[decided, i] = (_decide, i, results)
         graph[painted, *_at(plan, i)] = (_paint, plan, i, results, [(decided, j) for j in others])
-    layers = HighLevelGraph.from_collections(painted, graph, dependencies=[shards])
+    layers = HighLevelGraph.from_collections(painted, graph, dependencies=[shards])  # type: ignore[list-item]
     return da.Array(layers, painted, plan.chunks, dtype=np.uint64)
 
 
@@ -47,7 +47,7 @@ def _at(plan: Plan, index: int) -> tuple[int, ...]:
 
 
 def _reach(plan: Plan, index: int) -> Any:
-    """The cores of all shards whose windows may meet the window of a shard."""
+    """Return the box of all cores whose windows may meet the window of a shard."""
     return plan.core(index).grow(tuple(2 * h for h in plan.halo), plan.image)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from dask.highlevelgraph import HighLevelGraph
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.measure import combine, combine_pairs, measure, pair_counts
@@ -213,8 +212,8 @@ def shard_graph(job: Job, pending: Sequence[int]) -> tuple[Any, list[Any]]:
         return {f"{name}-{i}": (partial(run_shard, job, i, None),) for i in pending}, [f"{name}-{i}" for i in pending]
     array = overlapped(job)
     keys = [(array.name, 0, *(int(k) for k in np.unravel_index(i, job.plan.grid))) for i in pending]
-    graph = array.__dask_graph__()
-    return (HighLevelGraph.cull(graph, keys) if keys else {}), keys
+    graph: Any = array.__dask_graph__()
+    return (graph.cull(keys) if keys else {}), keys
 
 
 def overlapped(job: Job) -> da.Array:
@@ -224,7 +223,7 @@ def overlapped(job: Job) -> da.Array:
     depth = {0: 0}
     for axis, (halo, sizes) in enumerate(zip(plan.halo, plan.chunks, strict=True), 1):
         depth[axis] = min(halo, min(sizes)) if len(sizes) > 1 else 0
-    return da.map_overlap(
+    shards: da.Array = da.map_overlap(
         partial(_at_block, job),
         image,
         depth=depth,
@@ -235,6 +234,7 @@ def overlapped(job: Job) -> da.Array:
         chunks=((1,), *((1,) * n for n in plan.grid)),
         meta=np.empty((0,) * image.ndim, object),
     )
+    return shards
 
 
 def _at_block(job: Job, block: NDArray[Any], block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
@@ -329,7 +329,7 @@ class _Table:
 
 
 def _number(decisions: Sequence[Stands], indices: Sequence[int], ndim: int) -> _Table:
-    """Number what stands in raster order of the anchors: 1..n."""
+    """Give what stands its ids: 1..n in raster order of the anchors."""
     anchor = np.concatenate([np.zeros((0, ndim), np.int64), *(d.anchor for d in decisions)])
     bbox = np.concatenate([np.zeros((0, 2 * ndim), np.int64), *(d.bbox for d in decisions)])
     area = np.concatenate([np.zeros(0, np.int64), *(d.area for d in decisions)])

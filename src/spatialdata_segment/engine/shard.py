@@ -124,17 +124,14 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
 
 def _input(job: Job, index: int, pixels: NDArray[Any] | None) -> int:
     """Return a checksum of what a shard starts from: pixels or maps; statistics and seeds follow from files."""
-    if pixels is None:
-        crc = Entry(job.proposal(index)).crc
-    else:
-        crc = zlib.crc32(pixels)
+    crc = Entry(job.proposal(index)).crc if pixels is None else zlib.crc32(pixels.data)
     if not job.verify:
         return crc
     crc = zlib.crc32(repr(sorted((s.label, v) for s, v in job.statistics.items())).encode(), crc)
     if job.seeds is not None:
         seeds = job.seeds(job.plan.window(index).box)
         for part in (seeds.labels, seeds.anchors):
-            crc = crc if part is None else zlib.crc32(np.ascontiguousarray(part), crc)
+            crc = crc if part is None else zlib.crc32(np.ascontiguousarray(part).data, crc)
     return crc
 
 
@@ -239,7 +236,7 @@ def load(method: Method, device: str) -> object:
 
 def _commit(path: Path, result: ShardResult, meta: Mapping[str, Any]) -> None:
     objects, box = result.objects, result.window.box
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "labels": result.labels.read(box),
         "anchor": objects.anchor,
         "area": objects.area,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from dask.highlevelgraph import HighLevelGraph
 
 from spatialdata_segment.core.statistics import Histogram, Statistic
 from spatialdata_segment.engine.scratch import write_json
@@ -92,11 +91,11 @@ def _histograms(
         meta=np.empty((0,) * image.ndim, object),
     )
     keys = [(counted.name, 0, *at) for at in np.ndindex(*plan.grid)]
-    graph = counted.__dask_graph__()
+    graph: Any = counted.__dask_graph__()
     total: list[Histogram] | None = None
     for start in range(0, len(keys), _BATCH):
         batch = keys[start : start + _BATCH]
-        results = executor.run(HighLevelGraph.cull(graph, batch), batch, stage, start, len(keys))
+        results = executor.run(graph.cull(batch), batch, stage, start, len(keys))
         parts = [r.item() for r in results]
         merged = [reduce(add, column) for column in zip(*parts, strict=True)]
         total = merged if total is None else [a + b for a, b in zip(total, merged, strict=True)]

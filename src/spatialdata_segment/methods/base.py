@@ -230,7 +230,7 @@ class Method(BaseModel):
         return True
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the result, JSON-like."""
+        """Return what decides the result, JSON-like."""
         return {"method": self.name, "method_version": self.method_version, **self.model_dump(mode="json")}
 
 
