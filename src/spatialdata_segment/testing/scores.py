@@ -157,7 +157,7 @@ def pair_counts(truth: NDArray[Any] | da.Array, found: NDArray[Any] | da.Array) 
     from dask.delayed import delayed
 
     chunks = truth.chunks if isinstance(truth, da.Array) else found.chunks  # type: ignore[union-attr]
-    first, second = (da.asarray(labels).rechunk(chunks) for labels in (truth, found))  # type: ignore[no-untyped-call]
+    first, second = (da.asarray(labels).rechunk(chunks) for labels in (truth, found))
     count, merge = delayed(_count), delayed(_merge)
     tables = [
         count(a, b) for a, b in zip(first.to_delayed().ravel(), second.to_delayed().ravel(), strict=True)

@@ -219,11 +219,11 @@ class Tissue:
     def _lazy(self, kind: Kind, chunks: Any) -> da.Array:
         import dask.array as da
 
-        split = da.core.normalize_chunks(chunks, self.shape, dtype=np.uint16)  # type: ignore[no-untyped-call]
+        split = da.core.normalize_chunks(chunks, self.shape, dtype=np.uint16)
         dtype = np.dtype(np.uint16) if kind == "image" else self.label_dtype
         if kind == "image":
             split = ((len(self.channels),), *split)
-        lazy: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
+        lazy: da.Array = da.map_blocks(
             _chunk, chunks=split, dtype=dtype, meta=np.empty((0,) * len(split), dtype), tissue=self, kind=kind
         )
         return lazy
