@@ -1,0 +1,324 @@
+"""The contract suite that third-party methods inherit; needs pytest.
+
+    class TestMine(MethodTests):
+        method = Mine(threshold=3)
+
+runs every test below with that method. Where the small synthetic tissue does not suit it, override the
+fixture ``image``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from math import ceil
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from spatialdata_segment.config import Workflow
+from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.plan import Plan, Window
+from spatialdata_segment.core.statistics import Histogram
+from spatialdata_segment.core.suppress import greedy
+from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, Seeds, View
+from spatialdata_segment.methods.threshold import ThresholdNuclei
+from spatialdata_segment.testing.tiling import make_plan, tile, whole_plan
+from spatialdata_segment.testing.tissue import Tissue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_SHAPES = {2: (75, 91), 3: (15, 37, 41)}
+
+
+class MethodTests:
+    """Tests that every method must pass.
+
+    Attributes
+    ----------
+    method
+        The method under test, small enough for an image of about 80 x 90 pixels.
+    nucleus
+        Makes the seeds of a seeded method; it reads the same channel.
+    ndim
+        Spatial axes of the test image.
+    in_configurations
+        The method can be written to, and read from, a configuration.
+    maps_are_local
+        A map's value is the same in every window that shows `Method.context` pixels around it. False for
+        maps that number objects.
+    n_plans
+        Random shard plans that are tried.
+    """
+
+    method: ClassVar[Method]
+    nucleus: ClassVar[Method] = ThresholdNuclei(min_distance=4)
+    ndim: ClassVar[int] = 2
+    in_configurations: ClassVar[bool] = True
+    maps_are_local: ClassVar[bool] = True
+    n_plans: ClassVar[int] = 3
+
+    @pytest.fixture
+    def image(self) -> NDArray[Any]:
+        """Return ``(c, [z], y, x)`` pixels, one half eight times as bright as the other."""
+        tissue = Tissue(_SHAPES[self.ndim], seed=11, cell_diameter=16, density=0.8)
+        pixels = tissue.block(Box.whole(tissue.shape)).image[: self.n_channels]
+        pixels[..., : pixels.shape[-1] // 2] //= 8
+        return _locked(pixels)
+
+    @property
+    def n_channels(self) -> int:
+        """Channels that the method reads; two where it takes any number."""
+        method = self.method
+        if method.channels is not None:
+            return len(method.channels)
+        return 2 if method.default_channels is None else max(len(method.default_channels), int(method.seeded))
+
+    # parameters
+
+    def test_parameters_are_frozen(self) -> None:
+        """A method does not change after it was made."""
+        for name in type(self.method).model_fields:
+            with pytest.raises(ValidationError, match="frozen"):
+                setattr(self.method, name, getattr(self.method, name))
+
+    def test_unknown_parameter_is_refused(self) -> None:
+        """A misspelt parameter is no silent default."""
+        with pytest.raises(ValidationError, match="Extra inputs"):
+            type(self.method)(**{**dict(self.method), "no_such_parameter": 1})
+
+    def test_round_trip_through_json(self) -> None:
+        """A workflow's JSON gives an equal method back. The method must be registered under its name."""
+        if not self.in_configurations:
+            pytest.skip("in_configurations is False")
+        both = {"nucleus": self.nucleus} if self.method.seeded else {}
+        workflow = Workflow(cell=self.method, **both)
+        assert Workflow.model_validate_json(workflow.model_dump_json()) == workflow
+        assert Workflow(**workflow.model_dump()) == workflow
+
+    def test_survives_pickling(self) -> None:
+        """A method travels to the workers of a cluster, and decides the same results there."""
+        copy = pickle.loads(pickle.dumps(self.method))
+        assert copy == self.method
+        assert copy.fingerprint() == self.method.fingerprint()
+
+    def test_context_and_halo(self, image: NDArray[Any]) -> None:
+        """Both are whole pixels, one per axis; the halo is no smaller than the context."""
+        info = _info(image)
+        context, halo = self.method.context(info), self.method.halo(info)
+        assert len(context) == len(halo) == info.ndim
+        assert all(isinstance(c, int) and 0 <= c <= h for c, h in zip(context, halo, strict=True))
+        assert info.ndim in self.method.ndims
+
+    # the two phases
+
+    def test_maps_have_the_shape_of_the_window(self, image: NDArray[Any]) -> None:
+        """`predict` returns ``(k, [z], y, x)``, finite in the stored precision."""
+        for window in _windows(image, (0,) * self.ndim):
+            maps = self._maps(image, window)
+            assert maps.shape[1:] == window.box.shape
+            stored = maps.astype(self.method.map_dtype)
+            assert stored.dtype.kind not in "fc" or np.isfinite(stored).all()
+
+    def test_input_is_not_modified(self, image: NDArray[Any]) -> None:
+        """Neither phase writes into what it is given: all arrays are locked."""
+        before = image.copy()
+        self._decode(image, _whole(image))
+        assert np.array_equal(image, before)
+
+    def test_deterministic(self, image: NDArray[Any]) -> None:
+        """The same window gives the same bits again."""
+        window = _windows(image, self.method.context(_info(image)))[0]
+        first, again = self._maps(image, window), self._maps(image, window)
+        assert first.tobytes() == again.tobytes()
+        a, b = self._decode(image, window), self._decode(image, window)
+        assert np.array_equal(a.labels, b.labels)
+        assert (a.anchors is None) == (b.anchors is None)
+        if a.anchors is not None:
+            assert np.array_equal(a.anchors, b.anchors)
+
+    def test_maps_of_a_window_are_those_of_the_image(self, image: NDArray[Any]) -> None:
+        """Inside the context the maps do not tell the window: no statistics of the block, no tiles of it."""
+        if not self.maps_are_local:
+            pytest.skip("maps_are_local is False")
+        whole = self._maps(image, _whole(image)).astype(self.method.map_dtype)
+        context = self.method.context(_info(image))
+        for window in _windows(image, context):
+            inner = window.shrink(context)
+            part = self._maps(image, window).astype(self.method.map_dtype)
+            assert np.array_equal(part[(..., *inner.within(window.box))], whole[(..., *inner.slices)])
+
+    def test_labels_keep_the_contract(self, image: NDArray[Any]) -> None:
+        """Labels are integers from -1; each has an anchor and a flag; each anchor is a pixel of the image."""
+        for window in [_whole(image), *_windows(image, self.method.context(_info(image)))]:
+            decoded = self._decode(image, window)
+            labels = np.asarray(decoded.labels)
+            assert labels.shape == window.box.shape
+            assert labels.dtype.kind in "ui"
+            assert labels.min() >= (0 if window.is_whole else -1)
+            n = int(labels.max())
+            if decoded.anchors is not None:
+                assert decoded.anchors.shape == (len(decoded.anchors), self.ndim)
+                assert len(decoded.anchors) >= n
+                assert window.image.holds(decoded.anchors + np.array(window.box.start)).all()
+            if decoded.complete is not None:
+                assert decoded.complete.dtype == bool
+                assert len(decoded.complete) >= n
+                assert not window.is_whole or decoded.complete[np.unique(labels[labels > 0]) - 1].all()
+
+    def test_complete_objects_are_those_of_the_image(self, image: NDArray[Any]) -> None:
+        """What a window calls complete has the pixels and the anchor that the whole image gives."""
+        whole = self._decode(image, _whole(image))
+        for window in _windows(image, self.method.context(_info(image))):
+            part = self._decode(image, window)
+            if part.complete is None:
+                continue
+            truth = whole.labels[window.box.slices]
+            for label in np.unique(part.labels[part.labels > 0]):
+                if not part.complete[label - 1]:
+                    continue
+                (same,) = np.unique(truth[part.labels == label])
+                assert same > 0
+                assert np.array_equal(truth == same, part.labels == label)
+                assert (whole.labels == same).sum() == (part.labels == label).sum()
+                if part.anchors is not None and whole.anchors is not None:
+                    assert np.array_equal(part.anchors[label - 1] + window.box.start, whole.anchors[same - 1])
+
+    # through the engine
+
+    def test_finds_objects(self, image: NDArray[Any], tmp_path: Path) -> None:
+        """The test image shows the method something: without objects the other tests say nothing."""
+        assert len(self._tile(image, whole_plan(image.shape[1:]), tmp_path).anchors) > 1
+
+    def test_tiling_invariance(self, image: NDArray[Any], tmp_path: Path) -> None:
+        """Random shard plans, the least halo among them, give the labels of one shard."""
+        whole = self._tile(image, whole_plan(image.shape[1:]), tmp_path / "whole")
+        rng = np.random.default_rng(5)
+        for k in range(self.n_plans):
+            plan = _random_plan(rng, image.shape[1:], self.method.context(_info(image)), least=k == 0)
+            assert self._tile(image, plan, tmp_path / str(k)).same_as(whole), plan
+
+    def test_results_of_another_image_are_not_taken(self, image: NDArray[Any], tmp_path: Path) -> None:
+        """A scratch folder with the shards of other pixels does not lead astray."""
+        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._halo(image))
+        self._tile(_locked(image[..., ::-1].copy()), plan, tmp_path / "a")
+        assert self._tile(image, plan, tmp_path / "a").same_as(self._tile(image, plan, tmp_path / "b"))
+
+    def test_resumed_run_is_the_same(self, image: NDArray[Any], tmp_path: Path) -> None:
+        """Where half of the shards were lost, only these run again, and the result is the same."""
+        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._halo(image))
+        first = self._tile(image, plan, tmp_path, resume=True)
+        for path in sorted((tmp_path / "cell" / "shards").glob("*.shard"))[::2]:
+            path.unlink()
+        again = self._tile(image, plan, tmp_path, resume=True)
+        assert again.same_as(first)
+        assert again.mask.evidence["computed"] == len(plan) // 2
+
+    def test_empty_image(self, image: NDArray[Any], tmp_path: Path) -> None:
+        """Nothing but zeros holds no object, and is no error."""
+        black = _locked(np.zeros_like(image))
+        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._halo(image))
+        found = self._tile(black, plan, tmp_path)
+        assert not found.labels.any()
+        assert len(found.anchors) == 0
+
+    def test_thin_images(self, image: NDArray[Any], tmp_path: Path) -> None:
+        """Images of one pixel along an axis, and of one pixel at all, are images."""
+        rng = np.random.default_rng(6)
+        for k in range(self.ndim + 1):
+            shape = tuple(1 if k in (axis, self.ndim) else n for axis, n in enumerate(image.shape[1:]))
+            thin = _locked(image[(slice(None), *(slice(n) for n in shape))].copy())
+            whole = self._tile(thin, whole_plan(shape), tmp_path / f"whole{k}")
+            plan = _random_plan(rng, shape, self.method.context(_info(thin)), least=False)
+            assert self._tile(thin, plan, tmp_path / str(k)).same_as(whole)
+
+    def test_objects_at_the_border_are_kept(self, image: NDArray[Any], tmp_path: Path) -> None:
+        """An image that begins in the middle of an object still holds that object, up to the edge."""
+        found = self._tile(image, whole_plan(image.shape[1:]), tmp_path / "all")
+        largest = int(np.bincount(found.labels[found.labels > 0]).argmax())
+        middle = int(np.median(np.nonzero(found.labels == largest)[0]))
+        cut = _locked(image[:, middle:].copy())
+        edge = self._tile(cut, whole_plan(cut.shape[1:]), tmp_path / "cut").labels
+        assert (edge[0] > 0)[(found.labels == largest)[middle]].any()
+
+    # helpers
+
+    def _halo(self, image: NDArray[Any]) -> tuple[int, ...]:
+        return self.method.context(_info(image))
+
+    def _tile(self, image: NDArray[Any], plan: Plan, folder: Path, *, resume: bool = False) -> Any:
+        nucleus = self.nucleus if self.method.seeded else None
+        return tile(image, self.method, plan, folder, nucleus=nucleus, resume=resume)
+
+    def _maps(self, image: NDArray[Any], window: Window) -> NDArray[Any]:
+        pixels = image[: 0 if self.method.default_channels == () else None]
+        view = View(window, _info(image), _statistics(self.method, image), model=self.method.load("cpu"))
+        return np.asarray(self.method.predict(_locked(pixels[(slice(None), *window.box.slices)].copy()), view))
+
+    def _decode(self, image: NDArray[Any], window: Window) -> Decoded:
+        """Decode a window alone: the maps in their stored precision, no image."""
+        maps = _locked(self._maps(image, window).astype(self.method.map_dtype))
+        seeds = self._seeds(image)(window) if self.method.seeded or self.method.proposes else None
+        return self.method.decode(maps, View(window, _info(image), _statistics(self.method, image), seeds))
+
+    def _seeds(self, image: NDArray[Any]) -> Callable[[Window], Seeds]:
+        """Return the seeds of any window, from the whole image."""
+        whole = _whole(image)
+        view = View(whole, _info(image), _statistics(self.nucleus, image))
+        if self.method.proposes:
+            maps = self._maps(image, whole).astype(self.method.map_dtype)
+            found = self.method.propose(_locked(maps), View(whole, _info(image), _statistics(self.method, image)))
+            kept = np.asarray(found.anchors)[greedy(found.scores, found.anchors, found.edges)]
+            return lambda w: Seeds(None, kept[w.box.holds(kept)] - np.array(w.box.start))
+        nuclei = self.nucleus.decode(self.nucleus.predict(image, view).astype(self.nucleus.map_dtype), view)
+        assert nuclei.anchors is not None
+        anchors = np.asarray(nuclei.anchors)
+
+        def seeds(window: Window) -> Seeds:
+            part = nuclei.labels[window.box.slices]
+            ids, dense = np.unique(np.append(part, 0), return_inverse=True)
+            labels = dense[:-1].reshape(part.shape).astype(np.int32)
+            return Seeds(_locked(labels), anchors[ids[1:] - 1] - np.array(window.box.start))
+
+        return seeds
+
+
+def _info(image: NDArray[Any]) -> ImageInfo:
+    return ImageInfo(image.shape[1:], image.dtype)
+
+
+def _whole(image: NDArray[Any]) -> Window:
+    box = Box.whole(image.shape[1:])
+    return Window(box, box, box)
+
+
+def _windows(image: NDArray[Any], context: tuple[int, ...]) -> list[Window]:
+    """Return a window in the middle, one at the first corner, one at the last."""
+    whole = Box.whole(image.shape[1:])
+    thirds = [
+        tuple((n * a // 5, max(n * b // 5, n * a // 5 + 1)) for n in whole.stop) for a, b in ((2, 3), (0, 2), (3, 5))
+    ]
+    cores = [Box(tuple(a for a, _ in t), tuple(b for _, b in t)) for t in thirds]
+    return [Window(core.grow(tuple(c + 3 for c in context), whole), core, whole) for core in cores]
+
+
+def _random_plan(rng: np.random.Generator, shape: tuple[int, ...], context: tuple[int, ...], *, least: bool) -> Plan:
+    """Return a plan of at most three cores along an axis, with odd sizes and a small first core."""
+    core = [int(rng.integers(max(1, -(-n // 3)), n + 1)) for n in shape]
+    halo = context if least else tuple(c + int(rng.integers(0, 12)) for c in context)
+    return make_plan(shape, core, halo, first=[int(rng.integers(1, c + 1)) for c in core])
+
+
+def _statistics(method: Method, image: NDArray[Any]) -> dict[Any, float]:
+    info = _info(image)
+    return {s: Histogram.of(image[s.channel]).compute(s) for s in method.statistics(info)}
+
+
+def _locked(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
