@@ -18,8 +18,11 @@ MOST_BYTES = 500_000
 def execute(path: Path, check: bool) -> None:
     """Run one notebook."""
     notebook = nbformat.read(path, as_version=4)
-    with_kernel = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
-    with_kernel.execute(cwd=str(path.parent))
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
+    client.execute(cwd=str(path.parent))
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     text = nbformat.writes(notebook) + "\n"
     if len(text) > MOST_BYTES:
