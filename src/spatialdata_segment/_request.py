@@ -15,7 +15,7 @@ import shapely
 from spatialdata_segment import _elements
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.memory import check_memory
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.methods.base import ImageInfo
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _inputs(ref: _elements.ImageRef, method: Method, base: tuple[int, ...], mask
 def _plans(
     methods: dict[str, Method], info: ImageInfo, shard_size: int | None, overlap_px: int | Sequence[int] | None
 ) -> dict[str, Plan]:
-    if shard_size is not None and (isinstance(shard_size, bool) or shard_size < 1):
+    if shard_size is not None and not (is_whole(shard_size) and shard_size >= 1):
         raise InputError(f"shard_size={shard_size}, expected the pixels of a core, at least 1 (such as 4_000_000)")
     halos: dict[str, tuple[int, ...]] = {}
     for mask, method in methods.items():
@@ -258,12 +258,12 @@ def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | N
     """Return the halo per axis: the method's, or the one given if it is large enough."""
     if overlap_px is None:
         return method.halo(info)
-    given = (overlap_px,) * info.ndim if isinstance(overlap_px, int | np.integer) else tuple(overlap_px)
+    given = (overlap_px,) * info.ndim if np.isscalar(overlap_px) else tuple(np.ravel(overlap_px).tolist())
     least = method.context(info)
-    if len(given) != info.ndim or any(g < n for g, n in zip(given, least, strict=False)):
+    if len(given) != info.ndim or not all(is_whole(g) and g >= n for g, n in zip(given, least, strict=True)):
         raise InputError(
-            f"overlap_px={overlap_px} is below the minimum of {method.name}: expected a number, or one per axis, "
-            f"of at least {least} pixels"
+            f"overlap_px={overlap_px} is below the minimum of {method.name}: expected a whole number, or "
+            f"one per axis, of at least {least} pixels"
         )
     return tuple(int(g) for g in given)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import TypeGuard
+
 
 class SegmentationError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -35,3 +38,8 @@ class ShardError(SegmentationError):
 
 class ScratchError(SegmentationError):
     """A scratch folder that cannot be used: not writable, full, or of another run."""
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Tell whether a value that was given is a whole number (True and False are none)."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

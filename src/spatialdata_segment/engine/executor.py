@@ -13,7 +13,7 @@ from dask.local import get_sync
 from dask.threaded import get as get_threaded
 
 from spatialdata_segment.engine.events import Event, emit
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -30,7 +30,7 @@ class Executor:
     """
 
     def __init__(self, n_jobs: int | None = None) -> None:
-        if n_jobs is not None and n_jobs < 1:
+        if n_jobs is not None and not (is_whole(n_jobs) and n_jobs >= 1):
             raise InputError(f"n_jobs={n_jobs}, expected a number from 1, or None for all cores")
         self.client = _active_client()
         self.n_jobs = n_jobs if n_jobs is not None else _cores()
