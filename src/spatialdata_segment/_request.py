@@ -114,6 +114,11 @@ class Request:
         return source
 
     @property
+    def is_measured(self) -> bool:
+        """Whether anything asks for the sizes and places of the objects."""
+        return self.table or self.workflow.filter_masks_size or self.workflow.is_pair
+
+    @property
     def pixel_area(self) -> float | None:
         """µm² of a pixel (µm³ of a voxel), or None."""
         return None if self.info.pixel_size is None else float(np.prod(self.info.pixel_size))
@@ -258,7 +263,8 @@ def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | N
     """Return the halo per axis: the method's, or the one given if it is large enough."""
     if overlap_px is None:
         return method.halo(info)
-    given = (overlap_px,) * info.ndim if np.isscalar(overlap_px) else tuple(np.ravel(overlap_px).tolist())
+    values = np.ravel(overlap_px).tolist()
+    given = tuple(values * info.ndim if np.isscalar(overlap_px) else values)
     least = method.context(info)
     if len(given) != info.ndim or not all(is_whole(g) and g >= n for g, n in zip(given, least, strict=True)):
         raise InputError(

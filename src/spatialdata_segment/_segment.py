@@ -19,9 +19,10 @@ from spatialdata_segment._write import judge, write
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
-from spatialdata_segment.engine.mask import Mask, MissingCoresError, run_mask
+from spatialdata_segment.engine.mask import Mask, run_mask
 from spatialdata_segment.engine.scratch import Scratch, write_json
 from spatialdata_segment.engine.shard import Job
+from spatialdata_segment.engine.stitch import MissingCoresError
 from spatialdata_segment.engine.whole import measure_image
 from spatialdata_segment.errors import InputError
 
@@ -214,6 +215,7 @@ def run(
                     executor,
                     name,
                     before.labels if before is not None else None,
+                    measured=request.is_measured,
                 )
         except MissingCoresError as error:  # a cell at the region's edge needs nuclei from farther away
             needed["nucleus"] = sorted({*needed["nucleus"], *error.cores})

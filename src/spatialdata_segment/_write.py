@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from spatialdata_segment._request import Request
     from spatialdata_segment._staging import Staging
     from spatialdata_segment.engine.executor import Executor
-    from spatialdata_segment.engine.mask import CoreLabels, Mask
+    from spatialdata_segment.engine.mask import Mask
+    from spatialdata_segment.engine.stitch import CoreLabels
 
 logger = logging.getLogger(__name__)
 

@@ -51,6 +51,13 @@ class Objects:
             np.zeros(0, i), np.zeros((0, ndim), i), np.zeros(0, i), np.zeros((0, ndim), f), np.zeros((0, 2 * ndim), i)
         )
 
+    @classmethod
+    def unmeasured(cls, ids: NDArray[np.int64], anchor: NDArray[np.int64]) -> Self:
+        """Return objects of which only ids and anchors are known; areas of 1 and NaN take no memory."""
+        n, ndim = anchor.shape
+        area = np.broadcast_to(np.int64(1), (n,))
+        return cls(ids, anchor, area, np.broadcast_to(np.nan, (n, ndim)), np.broadcast_to(np.int64(-1), (n, 2 * ndim)))
+
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> Self:
         """Return the objects at ``index`` (a mask or positions)."""
         return type(self)(

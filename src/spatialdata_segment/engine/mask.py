@@ -5,20 +5,28 @@ from __future__ import annotations
 import logging
 import zlib
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 
 from spatialdata_segment.core.boxes import Box
-from spatialdata_segment.core.measure import combine, combine_pairs, measure, pair_counts
+from spatialdata_segment.core.measure import combine_pairs
 from spatialdata_segment.core.objects import Objects
-from spatialdata_segment.core.seams import compose, decide
-from spatialdata_segment.core.shards import dense
 from spatialdata_segment.core.suppress import greedy
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
-from spatialdata_segment.engine.shard import Failure, Job, Report, read_result, report_of, run_shard
+from spatialdata_segment.engine.shard import Failure, Job, Report, report_of, run_shard
+from spatialdata_segment.engine.stitch import (
+    Boxes,
+    CoreLabels,
+    MissingCoresError,
+    Stands,
+    Stitch,
+    candidates_of,
+    number,
+    read_anchors,
+)
 from spatialdata_segment.errors import ShardError
 from spatialdata_segment.methods.base import Seeds
 
@@ -28,22 +36,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from spatialdata_segment.core.measure import Moments, Pairs
+    from spatialdata_segment.core.measure import Pairs
     from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.engine.executor import Executor
 
 logger = logging.getLogger(__name__)
-
-
-class MissingCoresError(Exception):
-    """Cores of another mask that a shard needs and that were not asked for."""
-
-    def __init__(self, cores: list[int]) -> None:
-        super().__init__(f"cores {cores} of the nucleus mask are not computed")
-        self.cores = cores
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.cores,)
 
 
 @dataclass(frozen=True)
@@ -71,87 +68,46 @@ class Mask:
     evidence: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class CoreLabels:
-    """Candidate ids of the whole image, composed, as entries of one core each."""
-
-    plan: Plan
-    folder: Path
-    anchors: Path
-
-    def path(self, index: int) -> Path:
-        """File of one core."""
-        return self.folder / f"{index:07d}.core"
-
-    def read(self, box: Box, *, partial: bool = False) -> NDArray[np.int64]:
-        """Return the candidate ids of any box; 0 where a core was not computed, if that is allowed.
-
-        Raises
-        ------
-        MissingCoresError
-            If a core was not computed, and ``partial`` is False.
-        """
-        out = np.zeros(box.shape, np.int64)
-        missing = []
-        for index in self.plan.touched(box):
-            path, core = self.path(index), self.plan.core(index)
-            if not path.exists():
-                missing.append(index)
-                continue
-            common = core.intersect(box)
-            inner = Box(*(tuple(int(i) for i in np.subtract(e, core.start)) for e in (common.start, common.stop)))
-            out[common.within(box)] = Entry(path).read("labels", inner)
-        if missing and not partial:
-            raise MissingCoresError(missing)
-        return out
-
-    def seeds(self, box: Box) -> Seeds:
-        """Return the objects of a box as seeds, numbered by their anchors' order."""
-        labels, ids = dense(self.read(box))
-        return Seeds(labels, _anchors(self.anchors)[ids.astype(np.int64) - 1] - np.array(box.start))
-
-
-def _anchors(path: Path) -> NDArray[np.int64]:
-    status = path.stat()
-    return _read_anchors(path, (status.st_mtime_ns, status.st_size, status.st_ino))
-
-
-@lru_cache(maxsize=4)
-def _read_anchors(path: Path, _state: tuple[int, ...]) -> NDArray[np.int64]:
-    return Entry(path).read("anchors")
-
-
 def run_mask(
-    job: Job, folder: Path, needed: Sequence[int], executor: Executor, stage: str, other: CoreLabels | None = None
+    job: Job,
+    folder: Path,
+    needed: Sequence[int],
+    executor: Executor,
+    stage: str,
+    other: CoreLabels | None = None,
+    *,
+    measured: bool = True,
 ) -> Mask:
     """Segment one mask in the ``needed`` shards and stitch it.
 
-    ``other`` is the mask to count shared pixels with.
+    ``other`` is the mask to count shared pixels with. Without ``measured`` the sizes and places of the objects
+    are left out, where nobody asks for them.
     """
     job = replace(job, folder=folder / "shards")
     if job.method.proposes:
         job = _proposed(job, folder, needed, executor, stage)
     reports = run_shards(job, needed, executor, f"{stage} shards", ".shard")
-    grown = {r.index: r.window for r in reports if r.window != job.plan.window(r.index).box}
-    stitch = Stitch(job, frozenset(r.index for r in reports), grown)
-    generation = f"{zlib.crc32(b''.join(_crc(job.path(r.index)) for r in reports)):08x}"
-    decisions = executor.map(stitch.decide, [r.index for r in reports], f"{stage} seams")
-    table = _number(decisions, [r.index for r in reports], job.image.ndim)
-    for index, ids in table.ids.items():
-        write_entry(folder / generation / f"{index:07d}.ids", {"ids": ids})
-    write_entry(folder / generation / "anchors.entry", {"anchors": table.anchor})
-    labels = CoreLabels(job.plan, folder / generation, folder / generation / "anchors.entry")
-    paint = partial(stitch.compose, labels=labels, other=other, wide=len(table.anchor) >= 1 << 31)
-    painted = executor.map(paint, _touched(job.plan, needed, decisions), f"{stage} stitching")
-    moments = combine(p.moments for p in painted) if painted else None
-    objects, covered = _candidates(table, moments, job.image.ndim)
+    windows = Boxes([r.index for r in reports], [r.window for r in reports])
+    stitch = Stitch(job)
+    generation = folder / f"{zlib.crc32(b''.join(_crc(job.path(r.index)) for r in reports)):08x}"
+    decisions = executor.map(stitch.decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
+    anchors = number([r.index for r in reports], decisions, generation, job.plan.shape)
+    labels = CoreLabels(job.plan, generation, generation / "anchors.entry")
+    cores = [(i, windows.meeting(job.plan.core(i))) for i in _touched(job.plan, needed, decisions)]
+    paint = partial(stitch.compose, labels=labels, other=other, wide=len(anchors) >= 1 << 31)
+    painted = executor.map(partial(paint, measured=measured), cores, f"{stage} stitching")
+    contested = sum(p.contested for p in painted)
+    if contested and not measured:  # an object may have lost every pixel
+        painted = executor.map(partial(paint, measured=True), cores, f"{stage} sizes")
+    parts = [p.moments for p in painted if p.moments is not None]
+    objects, covered = candidates_of(anchors, parts, measured or contested > 0)
     evidence = {
         "shards": len(reports),
         "computed": sum(r.computed for r in reports),
         "again": sum(r.rounds > 1 for r in reports),
         "twins": sum(d.twins for d in decisions),
         "adopted": sum(d.adopted for d in decisions),
-        "contested_px": sum(p.contested for p in painted),
+        "contested_px": contested,
         "covered": len(covered),
     }
     pairs = combine_pairs(p.pairs for p in painted if p.pairs is not None) if other is not None else None
@@ -181,8 +137,7 @@ def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> 
     if len(needed) == len(plan):
         return list(needed)
     ndim = len(plan.shape)
-    bbox = np.concatenate([np.zeros((0, 2 * ndim), np.int64), *(d.bbox for d in decisions)])
-    spans = {tuple(s) for s in np.unique(plan.span(bbox), axis=0).tolist()}
+    spans = {span for d in decisions for span in d.spans}
     reached = {i for s in spans for i in plan.within(s[:ndim], s[ndim:])}
     return sorted(reached.union(needed))
 
@@ -249,113 +204,6 @@ def _crc(path: Path) -> bytes:
     return Entry(path).crc.to_bytes(4, "little")
 
 
-@dataclass(frozen=True)
-class Stands:
-    """The objects of one shard that stand: their positions in the shard and what orders them."""
-
-    local: NDArray[np.int64]
-    anchor: NDArray[np.int64]
-    bbox: NDArray[np.int64]
-    area: NDArray[np.int64]
-    size: int
-    twins: int
-    adopted: int
-
-
-@dataclass(frozen=True)
-class Painted:
-    """One composed core."""
-
-    moments: Moments
-    pairs: Pairs | None
-    contested: int
-
-
-@dataclass(frozen=True)
-class Stitch:
-    """The second stage: reads the committed results of neighbours, and paints the cores."""
-
-    job: Job
-    needed: frozenset[int]
-    grown: dict[int, Box]
-
-    def _result(self, index: int) -> Any:
-        return read_result(self.job.path(index), index, self.job.plan)
-
-    def _window(self, index: int) -> Box:
-        return self.grown.get(index) or self.job.plan.window(index).box
-
-    def _near(self, box: Box) -> list[int]:
-        """Shards whose windows meet a box; those that ran again reach farther than the plan says."""
-        plan = self.job.plan
-        near = self.needed.intersection(plan.touched(box.grow(plan.halo, plan.image))) | self.grown.keys()
-        return sorted(i for i in near if self._window(i).intersect(box).size)
-
-    def decide(self, index: int) -> Stands:
-        """Decide which objects of a shard stand."""
-        results = {i: self._result(i) for i in self._near(self._window(index))}
-        decision = decide(index, results)
-        objects, local = results[index].objects, np.flatnonzero(decision.kept)
-        return Stands(
-            local + 1, objects.anchor[local], objects.bbox[local], objects.area[local], len(objects),
-            decision.twins, decision.adopted,
-        )  # fmt: skip
-
-    def compose(self, index: int, labels: CoreLabels, other: CoreLabels | None, wide: bool) -> Painted:
-        """Paint one core and commit it, unless an earlier run did."""
-        core = self.job.plan.core(index)
-        entry = sound(labels.path(index))
-        if entry is None:
-            painted, contested = compose(core, self._versions(core, labels))
-            small = painted if wide else painted.astype(np.int32)
-            write_entry(labels.path(index), {"labels": small}, {"contested": contested})
-        else:
-            painted, contested = entry.read("labels"), entry.meta["contested"]
-        pairs = pair_counts(other.read(core), painted) if other is not None else None
-        return Painted(measure(painted, core.start), pairs, contested)
-
-    def _versions(self, core: Box, labels: CoreLabels) -> Any:
-        for i in self._near(core):
-            result = self._result(i)
-            common = result.window.box.intersect(core)
-            ids = Entry(labels.folder / f"{i:07d}.ids").read("ids")
-            yield common, result.labels.read(common), ids
-
-
-@dataclass(frozen=True)
-class _Table:
-    ids: dict[int, NDArray[np.int64]]
-    anchor: NDArray[np.int64]
-
-
-def _number(decisions: Sequence[Stands], indices: Sequence[int], ndim: int) -> _Table:
-    """Give what stands its ids: 1..n in raster order of the anchors."""
-    anchor = np.concatenate([np.zeros((0, ndim), np.int64), *(d.anchor for d in decisions)])
-    bbox = np.concatenate([np.zeros((0, 2 * ndim), np.int64), *(d.bbox for d in decisions)])
-    area = np.concatenate([np.zeros(0, np.int64), *(d.area for d in decisions)])
-    order = np.lexsort((*reversed(bbox.T), area, *reversed(anchor.T)))
-    number = np.empty(len(order), np.int64)
-    number[order] = np.arange(1, len(order) + 1)
-    ids: dict[int, NDArray[np.int64]] = {}
-    start = 0
-    for index, d in zip(indices, decisions, strict=True):
-        ids[index] = np.zeros(d.size + 1, np.int64)
-        ids[index][d.local] = number[start : start + len(d.local)]
-        start += len(d.local)
-    return _Table(ids, anchor[order])
-
-
-def _candidates(table: _Table, moments: Moments | None, ndim: int) -> tuple[Objects, Objects]:
-    """Return the candidates that hold pixels, and those that hold none any more."""
-    present = np.zeros(0, np.int64) if moments is None else moments.ids
-    lost = np.setdiff1d(np.arange(1, len(table.anchor) + 1), present)
-    at = table.anchor[lost - 1]
-    covered = Objects(lost, at, np.zeros(len(lost), np.int64), at.astype(float), np.column_stack([at, at]))
-    if moments is None or not len(present):
-        return Objects.empty(ndim), covered
-    return moments.objects(table.anchor[present - 1]), covered
-
-
 def _proposed(job: Job, folder: Path, needed: Sequence[int], executor: Executor, stage: str) -> Job:
     """Run the first phase of a proposing method, and resolve its candidates for the whole image."""
     assert job.folder is not None
@@ -379,5 +227,5 @@ def _proposed(job: Job, folder: Path, needed: Sequence[int], executor: Executor,
 
 
 def _points_of(path: Path, box: Box) -> Seeds:
-    anchors = _anchors(path)
+    anchors = read_anchors(path)
     return Seeds(None, anchors[box.holds(anchors)] - np.array(box.start))
