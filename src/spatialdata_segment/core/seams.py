@@ -96,7 +96,7 @@ def _disputable(result: ShardResult) -> NDArray[np.bool_]:
     objects, core = result.objects, result.window.core
     low, high = objects.bbox[:, : core.ndim], objects.bbox[:, core.ndim :]
     leaves = ((low < core.start) | (high > core.stop)).any(axis=1)
-    return (leaves | ~objects.owned) & objects.touches
+    return np.where(objects.owned, leaves, objects.touches)
 
 
 def _meets(bbox: NDArray[np.int64], box: Box) -> NDArray[np.bool_]:
