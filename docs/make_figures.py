@@ -55,7 +55,8 @@ def shards_picture() -> None:
     anchors = []
     for label in range(1, int(labels.max()) + 1):
         mask = labels == label
-        y, x = np.unravel_index(np.argmax(distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]), mask.shape)
+        peak = int(np.argmax(distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]))
+        y, x = divmod(peak, side)
         owner = 2 * (y >= half) + (x >= half)
         owned[mask] = mpl.colors.to_rgb(OWNERS[owner])
         anchors.append((x + 0.5, y + 0.5))

@@ -86,9 +86,7 @@ def test_an_image_file_is_segmented_like_the_tissue_it_holds(tmp_path, capsys):
 
     expected = segment(demo_tissue(SIZE).to_spatialdata(), "image", demo_workflow(), progress=False)
     found = sd.read_zarr(tmp_path / "out" / STORE)
-    np.testing.assert_array_equal(
-        found["segmentation_cell_labels"].values, expected["segmentation_cell_labels"].values
-    )
+    np.testing.assert_array_equal(found["segmentation_cell_labels"].values, expected["segmentation_cell_labels"].values)
 
 
 @pytest.mark.parametrize(
