@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -264,6 +264,10 @@ def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, res
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        elif given is None:
+            with suppress(OSError):  # what is empty goes; other runs may be at work here
+                root.rmdir()
+                root.parent.rmdir()
 
 
 def _leftovers(sdata: SpatialData, request: Request) -> list[str]:

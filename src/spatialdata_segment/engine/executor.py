@@ -31,7 +31,7 @@ class Executor:
 
     def __init__(self, n_jobs: int | None = None) -> None:
         if n_jobs is not None and not (is_whole(n_jobs) and n_jobs >= 1):
-            raise InputError(f"n_jobs={n_jobs}, expected a number from 1, or None for all cores")
+            raise InputError(f"n_jobs={n_jobs}, expected a whole number from 1, or None for all cores")
         self.client = _active_client()
         self.n_jobs = n_jobs if n_jobs is not None else _cores()
 
