@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_FINE = 1 << 20
+"""Units to which a squared pixel of the widest axis is divided."""
+
+
 def expand(labels: NDArray[np.int32], distance: tuple[float, ...]) -> NDArray[np.int32]:
     """Grow every object by ``distance``.
 
@@ -27,29 +31,30 @@ def expand(labels: NDArray[np.int32], distance: tuple[float, ...]) -> NDArray[np
         Radius in pixels along z, y and x (they differ where the pixels are not square).
     """
     radius = np.array([np.floor(max(d, 0.0) + 1e-9) for d in distance], np.int64)
-    scale = np.array([1.0 / d if d > 0 else 0.0 for d in distance])
-    # squared distance in units of the radius, on integers: equal distances stay equal
-    unit = np.array([round((s * s) * (1 << 40)) for s in scale], np.int64)
+    # squared distance on integers, as if all axes had the largest radius: equal distances stay equal
+    largest = max(*distance, 1.0)
+    exact = np.array([(largest / d) ** 2 * _FINE if r else 0.0 for d, r in zip(distance, radius, strict=True)])
+    unit = np.rint(exact).astype(np.int64)
+    limit = np.int64(largest**2 * _FINE + (np.abs(unit - exact) * radius**2).sum() + 1)
     reach = np.full(labels.shape, np.iinfo(np.int64).max >> 2, np.int64)
     out = np.ascontiguousarray(labels).copy()
     reach[out != 0] = 0
     for axis in range(3):
         if radius[axis] > 0 and labels.shape[axis] > 1:
-            view = np.moveaxis(out, axis, 2), np.moveaxis(reach, axis, 2)
-            grown = _along(np.ascontiguousarray(view[0]), np.ascontiguousarray(view[1]), radius[axis], unit[axis])
+            lines, far = (np.ascontiguousarray(np.moveaxis(a, axis, 2)) for a in (out, reach))
+            grown = _along(lines, far, radius[axis], unit[axis], limit)
             out = np.ascontiguousarray(np.moveaxis(grown[0], 2, axis))
             reach = np.ascontiguousarray(np.moveaxis(grown[1], 2, axis))
-    out[reach > (1 << 40) + 8] = 0
+    out[reach > limit] = 0
     return out
 
 
 @kernel
-def _along(labels: Any, reach: Any, radius: Any, unit: Any) -> Any:
+def _along(labels: Any, reach: Any, radius: Any, unit: Any, limit: Any) -> Any:
     """Best (distance, label) of every pixel over its line along the last axis."""
     nz, ny, nx = labels.shape
     out = labels.copy()
     best = reach.copy()
-    limit = (np.int64(1) << 40) + 8
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
