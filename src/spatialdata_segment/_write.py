@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHUNK = {2: 2048, 3: 128}
+CHUNK = {2: 1024, 3: 128}
 """Pixels along every axis of a chunk of labels on disk, at most."""
 
 

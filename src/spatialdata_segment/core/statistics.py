@@ -85,7 +85,10 @@ class Histogram:
         bins = np.flatnonzero(counts)
         finite = flat[np.isfinite(flat)] if non_finite else flat
         lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (np.inf, -np.inf)
-        return cls(_bin_values(bins), counts[bins], lowest, highest, non_finite)
+        values, where = np.unique(_bin_values(bins), return_inverse=True)  # +0, -0 and all between are one
+        merged = np.zeros(len(values), np.int64)
+        np.add.at(merged, where, counts[bins])
+        return cls(values, merged, lowest, highest, non_finite)
 
     def __add__(self, other: Histogram) -> Histogram:
         values, where = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WAITING_BYTES = 32e6
+"""Pixels of blocks that may wait for their neighbours to be read, about."""
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -124,12 +127,33 @@ def run_shards(job: Job, needed: Sequence[int], executor: Executor, stage: str, 
     pending = [i for i in needed if i not in done]
     if done:
         logger.info("%s: %d of %d finished by an earlier run", stage, len(done), len(needed))
-    graph, keys = shard_graph(job, pending)
-    results = executor.run(graph, keys, stage, len(done))
-    flat = [r.item() if isinstance(r, np.ndarray) else r for r in results]
+    flat: list[Report | Failure] = []
+    for strip in _strips(job, pending):
+        graph, keys = shard_graph(job, strip)
+        results = executor.run(graph, keys, stage, len(done) + len(flat), len(needed))
+        flat += [r.item() if isinstance(r, np.ndarray) else r for r in results]
     if failures := [r for r in flat if isinstance(r, Failure)]:
         raise shard_error(failures, len(needed))
-    return sorted([*done.values(), *flat], key=lambda r: r.index)
+    reports = [*done.values(), *(r for r in flat if isinstance(r, Report))]
+    return sorted(reports, key=lambda r: r.index)
+
+
+def _strips(job: Job, pending: Sequence[int]) -> list[list[int]]:
+    """Group the shards into strips along the first axis, one to be run after the other.
+
+    Blocks wait in memory for the neighbours that share their pixels: two rows of them, so that the width of a
+    row is what an image of any size must not decide. Blocks at a strip's border are read twice.
+    """
+    plan = job.plan
+    core = float(np.prod([max(c) for c in plan.chunks]))
+    block = core * max(job.source.shape[0], 1) * job.source.dtype.itemsize
+    across = len(plan.grid) - 1
+    width = max(4, int((_WAITING_BYTES / (2 * block)) ** (1 / across)) - 2)
+    at = np.stack(np.unravel_index(np.array(pending, np.int64), plan.grid), axis=1)
+    strips: dict[tuple[int, ...], list[int]] = {}
+    for index, strip in zip(pending, (at[:, 1:] // width).tolist(), strict=True):
+        strips.setdefault(tuple(strip), []).append(index)
+    return [strips[key] for key in sorted(strips)]
 
 
 def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> list[int]:

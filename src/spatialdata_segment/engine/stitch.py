@@ -54,7 +54,7 @@ class CoreLabels:
         """File of the candidate ids of a shard's objects."""
         return self.folder / f"{shard:07d}.ids"
 
-    def read(self, box: Box, *, partial: bool = False) -> NDArray[np.int64]:
+    def read(self, box: Box, *, partial: bool = False) -> NDArray[np.integer]:
         """Return the candidate ids of any box; 0 where a core was not computed, if that is allowed.
 
         Raises
@@ -62,8 +62,7 @@ class CoreLabels:
         MissingCoresError
             If a core was not computed, and ``partial`` is False.
         """
-        out = np.zeros(box.shape, np.int64)
-        missing = []
+        parts, missing = [], []
         for index in self.plan.touched(box):
             path, core = self.path(index), self.plan.core(index)
             if not path.exists():
@@ -71,9 +70,12 @@ class CoreLabels:
                 continue
             common = core.intersect(box)
             inner = Box(*(tuple(int(i) for i in np.subtract(e, core.start)) for e in (common.start, common.stop)))
-            out[common.within(box)] = Entry(path).read("labels", inner)
+            parts.append((common, Entry(path).read("labels", inner)))
         if missing and not partial:
             raise MissingCoresError(missing)
+        out = np.zeros(box.shape, np.result_type(np.int32, *(labels.dtype for _, labels in parts)))
+        for common, labels in parts:
+            out[common.within(box)] = labels
         return out
 
     def seeds(self, box: Box) -> Seeds:
