@@ -171,7 +171,7 @@ def _merged(seen: Seen, patches: list[Seen], unresolved: NDArray[np.bool_]) -> S
     for patch, which in zip(patches, chosen, strict=True):
         for b in patch.objects.bbox[which].tolist():
             box = box.union(Box(tuple(b[:ndim]), tuple(b[ndim:])))
-    stays = ~seen.doubtful
+    stays = seen.complete  # what is cut at the window's edge would hide the whole objects
     numbers = np.zeros(len(stays) + 2, np.int32)
     numbers[2:][stays] = np.arange(1, int(stays.sum()) + 1)
     canvas = np.zeros(box.shape, np.int32)
