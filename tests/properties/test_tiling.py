@@ -113,6 +113,38 @@ def test_ties(data, seed, levels, smooth, tmp_path_factory):
     _agree(data, image, method, tmp_path_factory, 4)
 
 
+def connected(image):
+    return ndimage.label(image[0])[0]
+
+
+def opened(image):
+    return ndimage.label(ndimage.binary_opening(image[0], iterations=2))[0]
+
+
+@settings(few, max_examples=25)
+@given(
+    data=st.data(), seed=st.integers(0, 2**16), smooth=st.sampled_from([1.5, 3.0]),
+    share=st.sampled_from([0.4, 0.5, 0.6]),
+)  # fmt: skip
+def test_winding_objects(data, seed, smooth, share, tmp_path_factory):
+    """Noise near percolation: objects of all sizes that leave a window and come back; small ones are many."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).random((150, 240)), smooth)
+    image = (noise > np.quantile(noise, share)).astype(np.uint8)[None]
+    method = data.draw(st.sampled_from([
+        Function(function=connected, context_px=0), Function(function=opened, context_px=8),
+        ThresholdNuclei(threshold=0.5, sigma=0, min_distance=12), ExpandNuclei(distance=3),
+    ]))  # fmt: skip
+    _agree(data, image, method, tmp_path_factory, 3)
+
+
+def test_object_that_comes_back_into_the_window(tmp_path):
+    """A long arm ends in the core; the short one is seen in the halo alone, and the two meet beyond it."""
+    image = np.zeros((1, 260, 300), np.uint8)
+    image[0, 40:126, 100:104] = image[0, 120:126, 100:120] = image[0, 105:126, 116:120] = 1
+    found = tile(image, Function(function=connected), make_plan((260, 300), (100, 300), (17, 17)), tmp_path)
+    assert np.array_equal(found.labels, image[0])
+
+
 def test_suppression_chains_through_the_image(tmp_path):
     """Whether the last point of a ramp stays is decided at the other end, 12 shards away."""
     for length in (240, 245):
