@@ -163,58 +163,77 @@ def _step_cost(squared: Any) -> Any:
 
 
 @kernel
+def _undisputed(flat: Any, shape: Any, lab: Any, done: Any) -> Any:
+    """Settle the components that one source alone can reach; ``lab`` holds the sources, and then the labels."""
+    nz, ny, nx = shape
+    queue = np.empty(flat.size, np.int64)
+    visited = np.zeros(flat.size, np.bool_)
+    for first in range(flat.size):
+        if flat[first] == 0 or visited[first]:
+            continue
+        visited[first] = True
+        queue[0] = first
+        head, tail = 0, 1
+        seeds, unseen, label = 0, 0, 0
+        while head < tail:
+            p = np.int64(queue[head])
+            head += 1
+            if lab[p] > 0:
+                seeds += 1
+                label = lab[p]
+            elif lab[p] < 0:
+                unseen += 1
+            z, y, x = p // (ny * nx), (p // nx) % ny, p % nx
+            for dz in range(-1 if z > 0 else 0, 2 if z < nz - 1 else 1):
+                for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
+                    for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
+                        q = p + (dz * ny + dy) * nx + dx
+                        if flat[q] != 0 and not visited[q]:
+                            visited[q] = True
+                            queue[tail] = q
+                            tail += 1
+        if seeds == 0 or (seeds == 1 and unseen == 0):
+            for i in range(tail):
+                lab[queue[i]] = label if seeds else -1
+                done[queue[i]] = True
+
+
+@kernel
 def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> Any:
-    """Dijkstra over the foreground; a heap of (cost, seed, pixel), seed -1 being the unseen."""
+    """Dijkstra over the foreground; a heap of (cost, source, pixel), source -1 being the unseen."""
     nz, ny, nx = squared.shape
     size = nz * ny * nx
     flat = squared.reshape(size)
     lab = labels.reshape(size)
     unk = unknown.reshape(size)
-    best = np.full(size, np.iinfo(np.int64).max, np.int64)
     done = np.zeros(size, np.bool_)
-    capacity = 1024
-    cost = np.empty(capacity, np.int64)
-    seed = np.empty(capacity, np.int32)
-    pixel = np.empty(capacity, np.int64)
-    n = 0
+    for i in range(len(seeds)):
+        lab[(seeds[i, 0] * ny + seeds[i, 1]) * nx + seeds[i, 2]] = i + 1
+    for i in range(len(unsure)):
+        lab[(unsure[i, 0] * ny + unsure[i, 1]) * nx + unsure[i, 2]] = -1
     for p in range(size):
         if unk[p]:
             lab[p] = -1
-            best[p] = 0
+    _undisputed(flat, squared.shape, lab, done)
+    best = np.full(size, np.iinfo(np.int64).max, np.int64)
+    capacity = 1024
+    cost = np.empty(capacity, np.int64)
+    source = np.empty(capacity, np.int32)
+    pixel = np.empty(capacity, np.int64)
+    n = 0
+    for p in range(size):
+        if done[p] or lab[p] == 0:
+            continue
+        best[p] = 0
+        if unk[p] and not _at_rim(flat, unk, squared.shape, p):  # the inside of the unknown has nowhere to go
             done[p] = True
-    for i in range(len(unsure)):
-        p = (unsure[i, 0] * ny + unsure[i, 1]) * nx + unsure[i, 2]
-        if not done[p]:
-            lab[p] = -1
-            best[p] = 0
-            if n == capacity:
-                capacity, cost, seed, pixel = _wider(capacity, cost, seed, pixel)
-            n = _push(cost, seed, pixel, n, np.int64(0), np.int32(-1), np.int64(p))
-    for i in range(len(seeds)):
-        p = (seeds[i, 0] * ny + seeds[i, 1]) * nx + seeds[i, 2]
-        if not done[p]:
-            lab[p] = i + 1
-            best[p] = 0
-            if n == capacity:
-                capacity, cost, seed, pixel = _wider(capacity, cost, seed, pixel)
-            n = _push(cost, seed, pixel, n, np.int64(0), np.int32(i + 1), np.int64(p))
-    for p in range(size):  # the rim of the unknown floods inwards; its inside has nowhere to go
-        if unk[p]:
-            z, y, x = p // (ny * nx), (p // nx) % ny, p % nx
-            rim = False
-            for dz in range(-1 if z > 0 else 0, 2 if z < nz - 1 else 1):
-                for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
-                    for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
-                        q = p + (dz * ny + dy) * nx + dx
-                        rim = rim or (flat[q] > 0 and not unk[q])
-            if rim:
-                if n == capacity:
-                    capacity, cost, seed, pixel = _wider(capacity, cost, seed, pixel)
-                done[p] = False
-                n = _push(cost, seed, pixel, n, np.int64(0), np.int32(-1), np.int64(p))
+            continue
+        if n == capacity:
+            capacity, cost, source, pixel = _wider(capacity, cost, source, pixel)
+        n = _push(cost, source, pixel, n, np.int64(0), lab[p], np.int64(p))
     while n > 0:
-        c, s, p = cost[0], seed[0], pixel[0]
-        n = _pop(cost, seed, pixel, n)
+        c, s, p = cost[0], source[0], pixel[0]
+        n = _pop(cost, source, pixel, n)
         if done[p] or best[p] != c or lab[p] != s:
             continue
         done[p] = True
@@ -223,7 +242,7 @@ def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> 
             for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
                 for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
                     q = p + (dz * ny + dy) * nx + dx
-                    if flat[q] == 0 or done[q]:
+                    if flat[q] == 0 or done[q] or best[q] == 0:
                         continue
                     length = 3 + 2 * (abs(dz) + abs(dy) + abs(dx))
                     there = c + length * _step_cost(flat[q])
@@ -231,8 +250,22 @@ def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> 
                         best[q] = there
                         lab[q] = s
                         if n == capacity:
-                            capacity, cost, seed, pixel = _wider(capacity, cost, seed, pixel)
-                        n = _push(cost, seed, pixel, n, there, s, q)
+                            capacity, cost, source, pixel = _wider(capacity, cost, source, pixel)
+                        n = _push(cost, source, pixel, n, there, s, q)
+
+
+@kernel
+def _at_rim(flat: Any, unk: Any, shape: Any, p: Any) -> Any:
+    """Whether an unknown pixel has a known one of the foreground beside it."""
+    nz, ny, nx = shape
+    z, y, x = p // (ny * nx), (p // nx) % ny, p % nx
+    for dz in range(-1 if z > 0 else 0, 2 if z < nz - 1 else 1):
+        for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
+            for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
+                q = p + (dz * ny + dy) * nx + dx
+                if flat[q] > 0 and not unk[q]:
+                    return True
+    return False
 
 
 @kernel
