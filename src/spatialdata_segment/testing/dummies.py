@@ -125,9 +125,10 @@ class DummyVolume(Method):
 
     def predict(self, image: NDArray[Any], view: View) -> NDArray[np.float32]:
         """Return the mean around each voxel."""
-        mean = image[0].astype(np.float32)
+        mean: NDArray[Any] = image[0].astype(np.float32)
         for axis, radius in enumerate(self.radius):
-            mean = sum(_shift(mean, axis, k) for k in range(-radius, radius + 1)) / np.float32(2 * radius + 1)
+            shifted = [_shift(mean, axis, k) for k in range(-radius, radius + 1)]
+            mean = np.sum(shifted, axis=0) / np.float32(2 * radius + 1)
         return mean[None]
 
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
@@ -181,23 +182,23 @@ class DummyDiscs(Method):
         assert view.seeds is not None
         labels = np.zeros(maps.shape[1:], np.int32)
         best = np.full(labels.shape, np.iinfo(np.int64).max)
-        y, x = np.ogrid[: labels.shape[0], : labels.shape[1]]
-        for i, (b, a) in enumerate(view.seeds.anchors, 1):
+        y, x = np.arange(labels.shape[0])[:, None], np.arange(labels.shape[1])
+        for i, (b, a) in enumerate(view.seeds.anchors.tolist(), 1):
             part = np.s_[max(b - self.radius, 0) : b + self.radius + 1, max(a - self.radius, 0) : a + self.radius + 1]
-            distance = (y[part[0]] - b) ** 2 + (x[:, part[1]] - a) ** 2
+            distance = (y[part[0]] - b) ** 2 + (x[part[1]] - a) ** 2
             mine = (distance <= self.radius**2) & (distance < best[part])
             labels[part][mine] = i
             best[part][mine] = distance[mine]
         return Decoded(labels, view.seeds.anchors)
 
 
-def _network(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _network(pixels: NDArray[Any]) -> NDArray[Any]:
     """Two layers of 3 x 3 convolutions with zeros beyond the edges; only sums and products, in one order."""
     hidden = [np.maximum(_convolve(pixels, k), np.float32(0)) for k in _KERNELS]
     return _convolve(hidden[0] + np.float32(0.25) * hidden[1] - np.float32(0.25) * hidden[2], _KERNELS[0])
 
 
-def _convolve(pixels: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+def _convolve(pixels: NDArray[Any], kernel: NDArray[Any]) -> NDArray[Any]:
     out = np.zeros_like(pixels)
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):

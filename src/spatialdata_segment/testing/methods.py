@@ -112,7 +112,8 @@ class MethodTests:
         info = _info(image)
         context, halo = self.method.context(info), self.method.halo(info)
         assert len(context) == len(halo) == info.ndim
-        assert all(isinstance(c, int) and 0 <= c <= h for c, h in zip(context, halo, strict=True))
+        assert all(0 <= c <= h for c, h in zip(context, halo, strict=True))
+        assert np.array([context, halo]).dtype.kind == "i"
         assert info.ndim in self.method.ndims
 
     # the two phases
@@ -139,7 +140,7 @@ class MethodTests:
         a, b = self._decode(image, window), self._decode(image, window)
         assert np.array_equal(a.labels, b.labels)
         assert (a.anchors is None) == (b.anchors is None)
-        if a.anchors is not None:
+        if a.anchors is not None and b.anchors is not None:
             assert np.array_equal(a.anchors, b.anchors)
 
     def test_maps_of_a_window_are_those_of_the_image(self, image: NDArray[Any]) -> None:
@@ -151,7 +152,8 @@ class MethodTests:
         for window in _windows(image, context):
             inner = window.shrink(context)
             part = self._maps(image, window).astype(self.method.map_dtype)
-            assert np.array_equal(part[(..., *inner.within(window.box))], whole[(..., *inner.slices)])
+            every = slice(None)
+            assert np.array_equal(part[(every, *inner.within(window.box))], whole[(every, *inner.slices)])
 
     def test_labels_keep_the_contract(self, image: NDArray[Any]) -> None:
         """Labels are integers from -1; each has an anchor and a flag; each anchor is a pixel of the image."""

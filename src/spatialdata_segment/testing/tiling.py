@@ -119,7 +119,8 @@ def tile(
     if method.default_channels == ():
         job = replace(job, source=source[:0])
     mask = _run(replace(job, seeds=seeds), folder / "cell", runner, "cell")
-    return Tiled(mask.labels.read(Box.whole(plan.shape)), mask.objects.anchor, len(mask.covered), mask)
+    labels = mask.labels.read(Box.whole(plan.shape)).astype(np.int64)
+    return Tiled(labels, mask.objects.anchor, len(mask.covered), mask)
 
 
 def _run(job: Job, folder: Path, executor: Executor, stage: str) -> Mask:
