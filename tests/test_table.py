@@ -207,3 +207,21 @@ def test_equal_results_are_equal_bytes(masks, tmp_path):
         }
 
     assert written("a") == written("b") != {}
+
+
+def test_candidates_name_the_elements_they_were_found_in(masks):
+    """A region for each kind; the ids of the rows are those of the candidates. Without a row there is none."""
+    table = candidates_table(*masks, regions={"nucleus": "nuclei", "cell": "cells"})
+    assert table.obs.groupby("kind", observed=True)["region"].unique().map(list).to_dict() == {
+        "nucleus": ["nuclei"], "cell": ["cells"],
+    }  # fmt: skip
+    assert table.uns["spatialdata_attrs"] == {
+        "region": ["nuclei", "cells"], "region_key": "region", "instance_key": "instance_id",
+    }  # fmt: skip
+    one = candidates_table(*masks, regions=dict.fromkeys(["nucleus", "cell"], "image"))
+    assert set(one.obs["region"]) == {"image"}
+    assert table.obs["instance_id"].tolist() == [2, 5, 8, 3, 6, 9]
+    assert one.obs["instance_id"].tolist() == [1, 2, 3, 4, 5, 6]
+    none = Objects.empty(2)
+    fate = resolve(none, None, None, Rules()).nucleus
+    assert "spatialdata_attrs" not in candidates_table((none, fate), None, regions={"nucleus": "image"}).uns

@@ -35,6 +35,7 @@ def candidates_table(
     nuclei: tuple[Objects, Fate] | None,
     cells: tuple[Objects, Fate] | None,
     *,
+    regions: Mapping[str, str] | None = None,
     affine: NDArray[np.float64] | None = None,
 ) -> AnnData:
     """Return a row for every object found, kept or not; nuclei first, each kind in order of its ids.
@@ -43,13 +44,18 @@ def candidates_table(
     ----------
     nuclei, cells
         Objects of each mask and their fates, in the same order; None for a mask that there is not.
+    regions
+        Kind ("nucleus", "cell") -> name of the element in which its objects were found, the region of its rows:
+        the image (of both; ``instance_id`` is the number of the row), or the labels whose ids are the
+        candidates' (one for each kind; ``instance_id`` is that id). A table without a region makes the queries
+        of spatialdata fail (scverse/spatialdata#1248); one of an image is left out by them. None: no region.
     affine
         From pixel coordinates to the coordinate system of ``obsm["spatial"]``, ``(ndim + 1, ndim + 1)`` with
         axes ``x, y[, z]``; None for pixel coordinates.
 
     Returns
     -------
-    Without ``X`` and without annotated region. ``obs``: ``kind``, ``candidate_id``, ``cell_id`` (the final
+    Without ``X``; without a row the table annotates nothing. ``obs``: ``kind``, ``candidate_id``, ``cell_id`` (final
     id, 0 if dropped), ``is_kept``, ``drop_reason`` (empty if kept), ``area`` (px), ``centroid_x/y[/z]`` (px),
     ``bbox_x_min`` ... ``bbox_z_max`` (px), ``match`` (candidate id of the partner, 0 for none),
     ``overlap_fraction``. ``obs_names``: kind and candidate id.
@@ -64,7 +70,13 @@ def candidates_table(
     names = np.concatenate([_names(fate.ids, f"{kind}-") for kind, _, fate in given])
     table = AnnData(obs=pd.DataFrame(columns, index=pd.Index(names, dtype=object)))
     table.obsm["spatial"] = np.concatenate([_points(objects, affine) for _, objects, _ in given])
-    return TableModel.parse(table)
+    if regions is None or not table.n_obs:
+        return TableModel.parse(table)
+    table.obs[REGION_KEY] = pd.Categorical(table.obs["kind"].map(dict(regions)))
+    is_shared = len(set(regions.values())) < len(regions)
+    table.obs["instance_id"] = np.arange(1, table.n_obs + 1) if is_shared else table.obs["candidate_id"]
+    found = table.obs[REGION_KEY].cat.categories.tolist()
+    return TableModel.parse(table, region=found, region_key=REGION_KEY, instance_key="instance_id")
 
 
 def cells_table(

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Result:
-    """Relabelled masks, their candidates, and what goes along with them into the tables."""
+    """Relabelled masks, their candidates, what goes along into the tables, and the labels they come from."""
 
     labels: dict[str, da.Array]
     objects: dict[str, Objects]
     resolution: Resolution
     like: _elements.LabelsRef
     parameters: dict[str, Any]
+    sources: dict[str, str]
 
     def fate(self, mask: str) -> Fate:
         fate = self.resolution.nucleus if mask == "nucleus" else self.resolution.cell
@@ -116,6 +117,7 @@ def match_nuclei(
         matched.resolution,
         cells,
         {"nuclei": nucleus_labels_key, "cells": cell_labels_key, "rules": str(rules)},
+        {"nucleus": nucleus_labels_key, "cell": cell_labels_key},
     )
     return _write(sdata, result, image, key_added, to_coordinate_system, rules.pixel_area, shapes, table, progress)
 
@@ -174,6 +176,7 @@ def filter_labels(
         Resolution(fates["nucleus"], fates["cell"], int(filtered.fate.is_kept.sum())),
         given,
         {"labels": labels_key, "rules": str(rules)},
+        {kind: labels_key},
     )
     return _write(sdata, result, image, key_added, to_coordinate_system, area, shapes, table, progress)
 
@@ -264,7 +267,11 @@ def _write(
                 ),
             )
             both = {m: (o, result.fate(m)) for m, o in result.objects.items()}
-            candidates = candidates_table(both.get("nucleus"), both.get("cell"), affine=matrix)
+            sources = set(result.sources.values())
+            remain = len(sources) == len(both) and sources.isdisjoint(f"{key_added}_{m}_labels" for m in both)
+            candidates = candidates_table(
+                both.get("nucleus"), both.get("cell"), regions=result.sources if remain else None, affine=matrix
+            )
             staging.table(f"{key_added}_candidates", candidates)
         warn_if_empty(like.key, result.fate(main), sum(len(o) for o in result.objects.values()))
         staging.commit()

@@ -279,7 +279,9 @@ def _stage_tables(
     both = {m: (replace(o, ids=np.arange(1, len(o) + 1)), _renumbered(outcome, m)) for m, o in outcome.objects.items()}
     staging.table(
         f"{request.key_added}_candidates",
-        candidates_table(both.get("nucleus"), both.get("cell"), affine=request.matrix),
+        candidates_table(
+            both.get("nucleus"), both.get("cell"), regions=dict.fromkeys(both, request.ref.key), affine=request.matrix
+        ),
     )
 
 
