@@ -48,7 +48,7 @@ def harpy(store: Path, side: int, overlap: int) -> dict[str, Any]:
     )
     middle = time.perf_counter()
     sdata = hp.tb.allocate_intensity(
-        sdata, img_layer="image", labels_layer="cells", output_layer="table", mode="mean", overwrite=True
+        sdata, image_name="image", labels_name="cells", output_table_name="table", mode="mean", overwrite=True
     )
     end = time.perf_counter()
     return {
