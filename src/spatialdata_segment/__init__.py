@@ -1,17 +1,28 @@
-"""Segment the cells of SpatialData images of any size, with the same cells whatever the shards."""
+"""Segment the cells of SpatialData images of any size, with the same cells whatever the shards.
 
-from spatialdata_segment._label_image import label_image
-from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
-from spatialdata_segment._preview import plan, preview
-from spatialdata_segment._segment import segment
-from spatialdata_segment._verbs import filter_labels, match_nuclei
+The public names are loaded when they are first used: the import itself is light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from spatialdata_segment._version import __version__
-from spatialdata_segment.config import SizeFilter, Workflow
-from spatialdata_segment.methods.base import Method
-from spatialdata_segment.methods.expand import ExpandNuclei
-from spatialdata_segment.methods.function import Function
-from spatialdata_segment.methods.registry import register_method, register_workflow
-from spatialdata_segment.methods.threshold import ThresholdNuclei
+
+if TYPE_CHECKING:
+    from spatialdata_segment import pl, testing
+    from spatialdata_segment._label_image import label_image
+    from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
+    from spatialdata_segment._preview import plan, preview
+    from spatialdata_segment._segment import segment
+    from spatialdata_segment._verbs import filter_labels, match_nuclei
+    from spatialdata_segment.config import SizeFilter, Workflow
+    from spatialdata_segment.methods.base import Method
+    from spatialdata_segment.methods.expand import ExpandNuclei
+    from spatialdata_segment.methods.function import Function
+    from spatialdata_segment.methods.registry import register_method, register_workflow
+    from spatialdata_segment.methods.threshold import ThresholdNuclei
 
 __all__ = [
     "ExpandNuclei",
@@ -25,10 +36,44 @@ __all__ = [
     "label_image",
     "labels_to_polygons",
     "match_nuclei",
+    "pl",
     "plan",
     "polygons_to_labels",
     "preview",
     "register_method",
     "register_workflow",
     "segment",
+    "testing",
 ]
+
+_HOME = {
+    "ExpandNuclei": "methods.expand",
+    "Function": "methods.function",
+    "Method": "methods.base",
+    "SizeFilter": "config",
+    "ThresholdNuclei": "methods.threshold",
+    "Workflow": "config",
+    "filter_labels": "_verbs",
+    "label_image": "_label_image",
+    "labels_to_polygons": "_polygons",
+    "match_nuclei": "_verbs",
+    "plan": "_preview",
+    "polygons_to_labels": "_polygons",
+    "preview": "_preview",
+    "register_method": "methods.registry",
+    "register_workflow": "methods.registry",
+    "segment": "_segment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("pl", "testing"):
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
