@@ -182,10 +182,10 @@ class DummyDiscs(Method):
         assert view.seeds is not None
         labels = np.zeros(maps.shape[1:], np.int32)
         best = np.full(labels.shape, np.iinfo(np.int64).max)
-        y, x = np.arange(labels.shape[0])[:, None], np.arange(labels.shape[1])
+        y, x = np.ogrid[tuple(slice(n) for n in labels.shape)]
         for i, (b, a) in enumerate(view.seeds.anchors.tolist(), 1):
             part = np.s_[max(b - self.radius, 0) : b + self.radius + 1, max(a - self.radius, 0) : a + self.radius + 1]
-            distance = (y[part[0]] - b) ** 2 + (x[part[1]] - a) ** 2
+            distance = (y[part[0]] - b) ** 2 + (x[:, part[1]] - a) ** 2
             mine = (distance <= self.radius**2) & (distance < best[part])
             labels[part][mine] = i
             best[part][mine] = distance[mine]
