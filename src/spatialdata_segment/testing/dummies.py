@@ -182,7 +182,8 @@ class DummyDiscs(Method):
         assert view.seeds is not None
         labels = np.zeros(maps.shape[1:], np.int32)
         best = np.full(labels.shape, np.iinfo(np.int64).max)
-        y, x = np.ogrid[tuple(slice(n) for n in labels.shape)]
+        height, width = maps.shape[-2:]
+        y, x = np.ogrid[:height, :width]
         for i, (b, a) in enumerate(view.seeds.anchors.tolist(), 1):
             part = np.s_[max(b - self.radius, 0) : b + self.radius + 1, max(a - self.radius, 0) : a + self.radius + 1]
             distance = (y[part[0]] - b) ** 2 + (x[:, part[1]] - a) ** 2
