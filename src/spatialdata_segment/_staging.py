@@ -180,15 +180,11 @@ class Staging:
             raise InputError(msg)
         copied = copy.deepcopy(dict(transformations))
         element = ShapesModel.parse(gdf.copy(deep=False), transformations=copied)
-        with self._disk(f"shapes {name!r}"):
-            self._write("shapes", name, element)
-            self._staged("shapes", name, element)
+        self._stage_given("shapes", name, element)
 
     def table(self, name: str, adata: AnnData) -> None:
         """Stage a table; ``TableModel.parse`` has seen it."""
-        with self._disk(f"table {name!r}"):
-            self._write("tables", name, adata)
-            self._staged("tables", name, adata)
+        self._stage_given("tables", name, adata)
 
     def remove(self, names: Iterable[str]) -> None:
         """Take away elements of an earlier result, in memory and on disk; unknown names are passed over."""
@@ -254,6 +250,13 @@ class Staging:
         del container[name]
         folder: Path = self._stage / _journal.NEW / kind / name
         return folder
+
+    def _stage_given(self, kind: str, name: str, element: Any) -> None:
+        """Stage what is in memory already; an object without a store gets it from there."""
+        with self._disk(f"{kind} {name!r}"):
+            if self._store is not None:
+                self._write(kind, name, element)
+            self._staged(kind, name, element)
 
     def _staged(self, kind: str, name: str, element: Any = None) -> None:
         if self._store is not None:
