@@ -145,6 +145,19 @@ def test_object_that_comes_back_into_the_window(tmp_path):
     assert np.array_equal(found.labels, image[0])
 
 
+def eroded(image):
+    return ndimage.label(ndimage.binary_erosion(image[0], np.ones((3, 3))))[0]
+
+
+def test_pixels_at_the_window_edge_are_not_background(tmp_path):
+    """The erosion clears the outermost pixel of a window; an object that ends there may go on."""
+    image = np.zeros((1, 20, 40), np.uint8)
+    image[0, 5:15, 5:35] = 1
+    method = Function(function=eroded, context_px=1)
+    found = tile(image, method, make_plan((20, 40), (20, 20), (1, 1)), tmp_path)
+    assert np.array_equal(found.labels, eroded(image))
+
+
 def test_suppression_chains_through_the_image(tmp_path):
     """Whether the last point of a ramp stays is decided at the other end, 12 shards away."""
     for length in (240, 245):
