@@ -20,6 +20,7 @@ from spatialdata_segment.core.contours import Outlines, merge, trace
 from spatialdata_segment.core.matching import Fate, Reason, Resolution, resolve
 from spatialdata_segment.core.measure import Intensities, combine_intensities, intensity_sums, locate, map_labels
 from spatialdata_segment.core.objects import Objects
+from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -228,9 +229,9 @@ def _stage_shapes(request: Request, blocks: list[_Block], staging: Staging) -> N
         element = f"{request.key_added}_{name}_boundaries"
         planes: dict[int, list[Outlines]] = {}
         for block in blocks:
-            for z, outlines in block.outlines[name]:
+            for z, outlines in block.outlines.pop(name):  # the pieces go as soon as they are joined
                 planes.setdefault(z, []).append(outlines)
-        merged = {z: merge(parts) for z, parts in sorted(planes.items())}
+        merged = {z: merge(planes.pop(z)) for z in sorted(planes)}
         if not any(len(o) for o in merged.values()):
             staging.remove([element])
             continue
@@ -259,7 +260,7 @@ def _stage_tables(
     objects, fate = outcome.objects[main], outcome.fate(main)
     shown = main if main in request.written else next(iter(request.written))
     parts = [b.intensities for b in blocks if b.intensities is not None]
-    means = combine_intensities(parts).mean(fate.final_id) if parts else None
+    means = _means(combine_intensities(parts), fate, request) if parts else None
     counts = {m: {"candidates": len(o), "kept": int(outcome.fate(m).is_kept.sum())} for m, o in outcome.objects.items()}
     metadata = {**request.parameters(), "statistics": statistics, "counts": counts}
     staging.table(
@@ -283,6 +284,18 @@ def _stage_tables(
             both.get("nucleus"), both.get("cell"), regions=dict.fromkeys(both, request.ref.key), affine=request.matrix
         ),
     )
+
+
+def _means(intensities: Intensities, fate: Fate, request: Request) -> NDArray[np.float64]:
+    invalid = intensities.invalid.any(axis=0)
+    if invalid.any():
+        names = [request.ref.channels[i] for i, bad in zip(request.measured, invalid, strict=True) if bad]
+        raise InputError(
+            f"channel {', '.join(names)} holds NaN or infinite pixels in {int(intensities.invalid.any(axis=1).sum())} "
+            "cells, expected finite values: replace them (numpy.nan_to_num), or leave the channel out with "
+            "measure_channels="
+        )
+    return intensities.mean(fate.final_id)
 
 
 def warn_if_empty(key: str, fate: Fate, n_candidates: int) -> None:
