@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import logging
 import multiprocessing
 import os
@@ -25,10 +26,12 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass, field
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import spatialdata as sd
 
 from spatialdata_segment import ExpandNuclei, Function, ThresholdNuclei, Workflow, segment
 from spatialdata_segment.engine.entries import sound
@@ -44,7 +47,7 @@ STAGED = f"{DOT}/stage-*/new.zarr/labels/*"
 JOURNAL = f"{DOT}/journal.json"
 
 Shard = tuple[str, tuple[int, ...]]
-"""Mask and first pixel of the core."""
+"""Mask, and first and last pixel of the core."""
 
 _context = multiprocessing.get_context("forkserver")
 _log: Path | None = None
@@ -61,7 +64,8 @@ def blobs(image: np.ndarray) -> np.ndarray:
 def _say(mask: str, view: View) -> None:
     """Note that a shard is computed; one write, so that lines of a process that dies stay whole."""
     assert _log is not None
-    line = f"{os.getpid()} {mask} {' '.join(map(str, view.window.core.start))}\n"
+    core = view.window.core
+    line = f"{os.getpid()} {mask} {' '.join(map(str, core.start + core.stop))}\n"
     file = os.open(_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, line.encode())
     os.close(file)
@@ -100,8 +104,6 @@ def workflow(name: str) -> Any:
 
 def run(store: Path, name: str, shard_size: int, out: Path, overwrite: bool) -> None:
     """Segment a store: what the processes do that are killed."""
-    import spatialdata as sd
-
     global _log
     _log = out / "computed"
     warnings.simplefilter("ignore")
@@ -198,12 +200,12 @@ def _until(process: Any, store: Path, pattern: str) -> None:
         time.sleep(0.0005)
 
 
-def reference(folder: Path, name: str, image: Path, earlier: Path | None, shard_size: int) -> Reference:
-    """Run undisturbed; twice, because the first run of a process compiles and the bytes must repeat."""
+def reference(folder: Path, name: str, image: Path, earlier: Path | None, shard_size: int, repeat: int) -> Reference:
+    """Run undisturbed; more than once, because the first run may compile, and the bytes must repeat."""
     start = earlier or image
     before = tree(start)
     results = []
-    for k in range(2):
+    for k in range(repeat):
         store, out = folder / f"{name}-{bool(earlier)}-{k}.zarr", folder / f"{name}-{bool(earlier)}-{k}"
         shutil.copytree(start, store)
         out.mkdir()
@@ -218,15 +220,25 @@ def reference(folder: Path, name: str, image: Path, earlier: Path | None, shard_
         if process.exitcode or not (out / "finished").exists():
             raise RuntimeError(f"the undisturbed run of {name} failed: {(out / 'log').read_text()}")
         results.append(tree(store))
-    if results[0] != results[1]:
-        raise RuntimeError(f"two undisturbed runs of {name} differ: {different(*results)}")
-    shards: dict[str, list[Shard]] = {}
-    for shard in sorted({shard for _, shard in computed(out)}):
-        shards.setdefault(shard[0], []).append(shard)
+    if results[0] != results[-1]:
+        raise RuntimeError(f"two undisturbed runs of {name} differ: {different(results[0], results[-1])}")
+    record = json.loads((store / DOT / "segmentation.run.json").read_text())
+    shape = sd.read_zarr(store)["image"].shape[1:]
+    shards = {mask: cores(mask, shape, plan["grid"]) for mask, plan in record["plan"].items()}
+    unseen = {shard for found in shards.values() for shard in found} - {shard for _, shard in computed(out)}
+    if unseen:
+        raise RuntimeError(f"the undisturbed run of {name} has not computed {sorted(unseen)}")
     old = before if earlier else {}
     return Reference(
-        name, earlier is not None, start, shard_size, elements(old), results[1], shards, seconds, written, swapped
+        name, earlier is not None, start, shard_size, elements(old), results[-1], shards, seconds, written, swapped
     )
+
+
+def cores(mask: str, shape: tuple[int, ...], grid: list[int]) -> list[Shard]:
+    """Return the shards of an equal plan in their order; other windows are second looks of one of them."""
+    edges = [[n * i // k for i in range(k + 1)] for n, k in zip(shape, grid, strict=True)]
+    spans = product(*([*pairwise(e)] for e in edges))
+    return [(mask, (*(a for a, _ in span), *(b for _, b in span))) for span in spans]
 
 
 def different(a: dict[str, str], b: dict[str, str]) -> list[str]:
@@ -265,8 +277,6 @@ def kill_once(ref: Reference, store: Path, out: Path, when: str, share: float) -
 
 def inspect(ref: Reference, store: Path) -> list[str]:
     """Open a store that a killed run left, and look at each element."""
-    import spatialdata as sd
-
     wrong = []
     now, new = elements(tree(store)), elements(ref.new)
     old = ref.old or {name: digest for name, digest in new.items() if name.startswith("images/")}
@@ -379,15 +389,15 @@ def moments_of(k: int, rng: np.random.Generator) -> list[tuple[str, float]]:
     return [(kinds[(k + 3 * j) % 4], float(rng.uniform(0.02, 1))) for j in range(count)]
 
 
-def references(folder: Path, data: str, shard_size: int, side: int = 1500) -> list[Reference]:
+def references(folder: Path, data: str, shard_size: int, side: int = 1500, repeat: int = 2) -> list[Reference]:
     """Run undisturbed: each workflow on the bare image, and in place of the other's result."""
     logging.getLogger("ome_zarr").setLevel(logging.ERROR)
     _context.set_forkserver_preload(["spatialdata_segment", "spatialdata", __name__])
     image = make_store(folder / "image.zarr", data, side)
-    fresh = [reference(folder, name, image, None, shard_size) for name in ("callable", "workflow")]
-    earlier = {ref.name: folder / f"{ref.name}-False-1.zarr" for ref in fresh}
+    fresh = [reference(folder, name, image, None, shard_size, repeat) for name in ("callable", "workflow")]
+    earlier = {ref.name: folder / f"{ref.name}-False-{repeat - 1}.zarr" for ref in fresh}
     swaps = [("callable", "workflow"), ("workflow", "callable")]
-    return fresh + [reference(folder, name, image, earlier[other], shard_size) for name, other in swaps]
+    return fresh + [reference(folder, name, image, earlier[other], shard_size, repeat) for name, other in swaps]
 
 
 def campaign(folder: Path, data: str, runs: int, seed: int, shard_size: int = 160_000, side: int = 1500) -> int:

@@ -36,7 +36,7 @@ def kill():
 @pytest.fixture(scope="module")
 def references(kill, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill")
-    return {(r.name, r.replaces): r for r in kill.references(folder, "synthetic", 60_000, side=700)}
+    return {(r.name, r.replaces): r for r in kill.references(folder, "synthetic", 60_000, side=700, repeat=1)}
 
 
 @pytest.mark.parametrize(
