@@ -187,6 +187,18 @@ def test_proposals_of_an_earlier_image_are_not_taken(tmp_path):
         assert found.anchors.tolist() == [[10, column], [10, 30]]
 
 
+def test_cells_of_earlier_nuclei_are_not_taken(tmp_path):
+    """A seeded method reads no pixels: the seeds tell that its shards are of another image."""
+    image, plan = np.zeros((1, 40, 80), np.uint8), make_plan((40, 80), (40, 40), (20, 20))
+    for column in (18, 22):
+        image[:] = 0
+        image[0, 18:23, column : column + 3] = image[0, 18:23, 60:63] = 9
+        nucleus = ThresholdNuclei(threshold=1, sigma=0)
+        found = tile(image, ExpandNuclei(distance=3), plan, tmp_path, nucleus=nucleus)
+        assert found.mask.evidence["again"] == 0
+        assert found.anchors[:, 1].tolist() == [column + 1, 61]
+
+
 @few
 @given(order=st.randoms(use_true_random=False))
 def test_any_order_of_shards(order, tmp_path_factory):
