@@ -207,7 +207,7 @@ def preview(
     center
         ``(x, y)`` of the crop's centre, in px of the scale; None: the middle of the image.
     **options
-        Further options of `segment`, see `plan`.
+        Further options of `segment`, see `plan`; no region.
 
     Returns
     -------
@@ -223,6 +223,8 @@ def preview(
     flow = as_workflow(workflow)
     executor = Executor(n_jobs)
     crop = _elements.crop_image(ref, _crop(shape, size, center))
+    if refused := {"roi_key", "bounding_box"} & options.keys():
+        raise InputError(f"preview takes no {sorted(refused)[0]}: place the crop with size= and center=")
     settings = _DEFAULTS | options
     with progress_bars(progress):
         whole = resolve(sdata, image_key, flow, n_jobs=executor.n_jobs, **(settings | {"scale": scale}))

@@ -19,7 +19,7 @@ from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.methods.base import ImageInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -164,6 +164,12 @@ def output_names(key_added: str, masks: Sequence[str], shapes: bool, table: bool
     if table:
         names |= {f"{key_added}_table": "tables", f"{key_added}_candidates": "tables"}
     return names
+
+
+def leftovers(key_added: str, names: Mapping[str, str]) -> list[str]:
+    """Return names that an earlier result of the same prefix may have, and this one has not."""
+    every = output_names(key_added, ("nucleus", "cell"), shapes=True, table=True)
+    return [name for name in every if name not in names]
 
 
 def resolve(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
-from spatialdata_segment._request import Request, output_names, resolve
+from spatialdata_segment._request import Request, leftovers, resolve
 from spatialdata_segment._staging import Staging, recover_sdata
 from spatialdata_segment._write import judge, write
 from spatialdata_segment.config import Workflow, as_workflow
@@ -94,7 +94,7 @@ def segment(
     to_coordinate_system
         Of ``obsm["spatial"]`` and of the region.
     pixel_size
-        µm a pixel, a number or one per axis ``([z], y, x)``; for µm² and µm.
+        µm a pixel of the scale used, a number or one per axis ``([z], y, x)``; for µm² and µm.
     shard_size
         Pixels (voxels) of a shard's core, at most; None: 2048 x 2048, or 256³.
     overlap_px
@@ -174,7 +174,7 @@ def execute(
         outcome = judge(request, masks)
         write(request, masks, outcome, staging, executor, found)
         if overwrite:
-            staging.remove(_leftovers(sdata, request))
+            staging.remove(leftovers(request.key_added, request.names()))
         staging.commit()
         _write_record(sdata, request, folder, masks, executor, started)
         folder.clear()
@@ -268,12 +268,6 @@ def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, res
             with suppress(OSError):  # what is empty goes; other runs may be at work here
                 root.rmdir()
                 root.parent.rmdir()
-
-
-def _leftovers(sdata: SpatialData, request: Request) -> list[str]:
-    """Return elements of an earlier result of the same prefix that this one does not have."""
-    every = output_names(request.key_added, ("nucleus", "cell"), shapes=True, table=True)
-    return [name for name in every if name not in request.names()]
 
 
 def _write_record(

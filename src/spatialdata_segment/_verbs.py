@@ -11,7 +11,7 @@ import numpy as np
 from spatialdata_segment import _elements
 from spatialdata_segment._masks import filter_label_array, match_label_arrays, measure_intensities
 from spatialdata_segment._polygons import labels_to_polygons
-from spatialdata_segment._request import checked_pixel_size, output_names
+from spatialdata_segment._request import checked_pixel_size, leftovers, output_names
 from spatialdata_segment._staging import Staging, recover_sdata
 from spatialdata_segment._table import candidates_table, cells_table
 from spatialdata_segment._write import CHUNK, warn_if_empty
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Result:
-    """Relabelled masks, their candidates, what goes along into the tables, and the labels they come from."""
+    """Relabelled masks, their candidates, what goes along into the tables, what they replace, their sources."""
 
     labels: dict[str, da.Array]
     objects: dict[str, Objects]
     resolution: Resolution
     like: _elements.LabelsRef
     parameters: dict[str, Any]
+    stale: list[str]
     sources: dict[str, str]
 
     def fate(self, mask: str) -> Fate:
@@ -117,6 +118,7 @@ def match_nuclei(
         matched.resolution,
         cells,
         {"nuclei": nucleus_labels_key, "cells": cell_labels_key, "rules": str(rules)},
+        _stale(key_added, names, (nucleus_labels_key, cell_labels_key), overwrite),
         {"nucleus": nucleus_labels_key, "cell": cell_labels_key},
     )
     return _write(sdata, result, image, key_added, to_coordinate_system, rules.pixel_area, shapes, table, progress)
@@ -167,7 +169,8 @@ def filter_labels(
     sizes = {f"{kind}_size": size.rule()}
     rules = Rules(match_masks=False, pixel_area=area, **sizes)  # type: ignore[arg-type]
     image = _image(sdata, image_key, measure_channels, given)
-    _before(sdata, output_names(key_added, (kind,), shapes, table), overwrite)
+    names = output_names(key_added, (kind,), shapes, table)
+    _before(sdata, names, overwrite)
     filtered = filter_label_array(given.data.data, rules, kind=kind)
     fates = {"nucleus": None, "cell": None, kind: filtered.fate}
     result = _Result(
@@ -176,6 +179,7 @@ def filter_labels(
         Resolution(fates["nucleus"], fates["cell"], int(filtered.fate.is_kept.sum())),
         given,
         {"labels": labels_key, "rules": str(rules)},
+        _stale(key_added, names, (labels_key,), overwrite),
         {kind: labels_key},
     )
     return _write(sdata, result, image, key_added, to_coordinate_system, area, shapes, table, progress)
@@ -190,6 +194,11 @@ def _before(sdata: SpatialData, names: Mapping[str, str], overwrite: bool) -> No
     if _elements.local_store(sdata) is not None:
         recover_sdata(sdata)
     _elements.check_outputs(sdata, dict(names), overwrite)
+
+
+def _stale(key_added: str, names: Mapping[str, str], inputs: Sequence[str], overwrite: bool) -> list[str]:
+    """Return what an earlier result of the same prefix left and this one replaces; never an input."""
+    return [name for name in leftovers(key_added, names) if overwrite and name not in inputs]
 
 
 def _image(
@@ -273,6 +282,7 @@ def _write(
                 both.get("nucleus"), both.get("cell"), regions=result.sources if remain else None, affine=matrix
             )
             staging.table(f"{key_added}_candidates", candidates)
+        staging.remove(result.stale)
         warn_if_empty(like.key, result.fate(main), sum(len(o) for o in result.objects.values()))
         staging.commit()
     return sdata

@@ -178,8 +178,7 @@ def _write_blocks(
         name: _Target(masks[mask].labels, *outcome.fate(mask).mapping, arrays[name])
         for name, mask in request.written.items()
     }
-    main = outcome.main if outcome.main in targets else next(iter(targets))
-    spec = _Spec(targets, main, request.shapes, chunks, request.info.shape)
+    spec = _Spec(targets, "cell" if "cell" in targets else "nucleus", request.shapes, chunks, request.info.shape)
     grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
     if not (request.table and request.measured):
         return executor.map(partial(_write_block, spec, image=None), list(product(*map(range, grid))), "writing")
@@ -258,7 +257,7 @@ def _stage_tables(
 ) -> None:
     main = outcome.main
     objects, fate = outcome.objects[main], outcome.fate(main)
-    shown = main if main in request.written else next(iter(request.written))
+    shown = "cell" if "cell" in request.written else "nucleus"
     parts = [b.intensities for b in blocks if b.intensities is not None]
     means = _means(combine_intensities(parts), fate, request) if parts else None
     counts = {m: {"candidates": len(o), "kept": int(outcome.fate(m).is_kept.sum())} for m, o in outcome.objects.items()}
@@ -287,9 +286,9 @@ def _stage_tables(
 
 
 def _means(intensities: Intensities, fate: Fate, request: Request) -> NDArray[np.float64]:
-    invalid = intensities.invalid.any(axis=0)
-    if invalid.any():
-        names = [request.ref.channels[i] for i, bad in zip(request.measured, invalid, strict=True) if bad]
+    invalid = np.flatnonzero(intensities.invalid.any(axis=0))
+    if len(invalid):
+        names = [request.ref.channels[request.measured[i]] for i in invalid]
         raise InputError(
             f"channel {', '.join(names)} holds NaN or infinite pixels in {int(intensities.invalid.any(axis=1).sum())} "
             "cells, expected finite values: replace them (numpy.nan_to_num), or leave the channel out with "

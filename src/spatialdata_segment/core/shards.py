@@ -113,6 +113,19 @@ def dense(labels: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.in
     return out[inverse].reshape(labels.shape), values[values > 0]
 
 
+def pick(labels: NDArray[np.int32], table: NDArray[Any]) -> NDArray[Any]:
+    """Return ``table[labels + 1]``, in one pass: its first entry is that of the label -1."""
+    out = np.empty(labels.shape, table.dtype)
+    _pick(np.ascontiguousarray(labels).reshape(-1), table, out.reshape(-1))
+    return out
+
+
+@kernel
+def _pick(flat: Any, table: Any, out: Any) -> Any:
+    for i in range(flat.size):
+        out[i] = table[flat[i] + 1]
+
+
 @kernel
 def _mark(flat: Any, present: Any) -> Any:
     for i in range(flat.size):

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Window
-from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult, dense
+from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult, dense, pick
 from spatialdata_segment.errors import MethodError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Seen:
     def unresolved(self) -> NDArray[np.bool_]:
         """Mark the core's pixels that belong to something not seen whole."""
         doubtful = np.concatenate([[True, False], ~self.complete])
-        return doubtful[self.labels[self.window.core.within(self.window.box)] + 1]
+        return pick(self.labels[self.window.core.within(self.window.box)], doubtful)
 
     def result(self, index: int) -> ShardResult:
         """Return the shard's result."""
@@ -175,7 +175,7 @@ def _merged(seen: Seen, patches: list[Seen], unresolved: NDArray[np.bool_]) -> S
     numbers = np.zeros(len(stays) + 2, np.int32)
     numbers[2:][stays] = np.arange(1, int(stays.sum()) + 1)
     canvas = np.zeros(box.shape, np.int32)
-    canvas[seen.window.box.within(box)] = numbers[seen.labels + 1]
+    canvas[seen.window.box.within(box)] = pick(seen.labels, numbers)
     anchors, complete = [seen.objects.anchor[stays]], [seen.complete[stays]]
     known = {tuple(a) for a in seen.objects.anchor[stays & seen.objects.owned].tolist()}
     count = int(stays.sum())
@@ -187,7 +187,7 @@ def _merged(seen: Seen, patches: list[Seen], unresolved: NDArray[np.bool_]) -> S
         count += len(fresh)
         common = patch.window.box.intersect(box)
         part = canvas[common.within(box)]
-        np.copyto(part, numbers[patch.labels[common.within(patch.window.box)] + 1], where=part == 0)
+        np.copyto(part, pick(patch.labels[common.within(patch.window.box)], numbers), where=part == 0)
         anchors.append(patch.objects.anchor[fresh])
         complete.append(patch.complete[fresh])
     window = Window(box, core, seen.window.image)

@@ -195,7 +195,7 @@ def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDAr
             f"{method.name}.predict returned maps of shape {maps.shape}, expected (k, "
             f"{', '.join(map(str, window.box.shape))})"
         )
-    return maps.astype(method.map_dtype, copy=False)
+    return method.stored(maps)
 
 
 def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, crc: int) -> Report:

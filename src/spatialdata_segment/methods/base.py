@@ -157,7 +157,7 @@ class Method(BaseModel):
         `propose` comes before `decode`.
     map_dtype
         Stored precision of the maps. They are rounded to it before they are decoded, so that a run in two
-        phases gives the labels of a run in one.
+        phases gives the labels of a run in one. None: that in which `predict` returns them.
     bytes_per_pixel
         Peak working memory a window pixel, for the plan.
     seconds_per_megapixel
@@ -172,7 +172,7 @@ class Method(BaseModel):
     default_channels: ClassVar[tuple[int, ...] | None] = (0,)
     seeded: ClassVar[bool] = False
     proposes: ClassVar[bool] = False
-    map_dtype: ClassVar[str] = "float32"
+    map_dtype: ClassVar[str | None] = "float32"
     bytes_per_pixel: ClassVar[float] = 64.0
     seconds_per_megapixel: ClassVar[float] = 0.2
 
@@ -223,6 +223,10 @@ class Method(BaseModel):
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
         """Turn maps into labels, without the image."""
         raise NotImplementedError
+
+    def stored(self, maps: NDArray[Any]) -> NDArray[Any]:
+        """Return maps in the precision in which they are stored."""
+        return maps if self.map_dtype is None else maps.astype(self.map_dtype, copy=False)
 
     @property
     def resumable(self) -> bool:

@@ -37,7 +37,7 @@ class ExpandNuclei(Method):
     ndims: ClassVar[frozenset[int]] = frozenset({2, 3})
     default_channels: ClassVar[tuple[int, ...] | None] = ()
     seeded: ClassVar[bool] = True
-    map_dtype: ClassVar[str] = "uint8"
+    map_dtype: ClassVar[str | None] = "uint8"
     bytes_per_pixel: ClassVar[float] = 40.0
 
     distance: float = Field(default=10.0, ge=0)

@@ -38,7 +38,7 @@ class Function(Method):
     name: ClassVar[str] = "function"
     ndims: ClassVar[frozenset[int]] = frozenset({2, 3})
     default_channels: ClassVar[tuple[int, ...] | None] = None
-    map_dtype: ClassVar[str] = "int64"
+    map_dtype: ClassVar[str | None] = None
 
     function: Callable[..., Any] = Field(exclude=True)
     context_px: int = Field(default=16, ge=0)

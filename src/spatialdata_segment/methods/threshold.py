@@ -42,7 +42,7 @@ class ThresholdNuclei(Method):
 
     name: ClassVar[str] = "threshold-nuclei"
     ndims: ClassVar[frozenset[int]] = frozenset({2, 3})
-    map_dtype: ClassVar[str] = "uint8"
+    map_dtype: ClassVar[str | None] = "uint8"
     bytes_per_pixel: ClassVar[float] = 60.0
 
     threshold: float | None = None

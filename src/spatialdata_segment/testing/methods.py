@@ -123,7 +123,7 @@ class MethodTests:
         for window in _windows(image, (0,) * self.ndim):
             maps = self._maps(image, window)
             assert maps.shape[1:] == window.box.shape
-            stored = maps.astype(self.method.map_dtype)
+            stored = self.method.stored(maps)
             assert stored.dtype.kind not in "fc" or np.isfinite(stored).all()
 
     def test_input_is_not_modified(self, image: NDArray[Any]) -> None:
@@ -147,11 +147,11 @@ class MethodTests:
         """Inside the context the maps do not tell the window: no statistics of the block, no tiles of it."""
         if not self.maps_are_local:
             pytest.skip("maps_are_local is False")
-        whole = self._maps(image, _whole(image)).astype(self.method.map_dtype)
+        whole = self.method.stored(self._maps(image, _whole(image)))
         context = self.method.context(_info(image))
         for window in _windows(image, context):
             inner = window.shrink(context)
-            part = self._maps(image, window).astype(self.method.map_dtype)
+            part = self.method.stored(self._maps(image, window))
             every = slice(None)
             assert np.array_equal(part[(every, *inner.within(window.box))], whole[(every, *inner.slices)])
 
@@ -264,7 +264,7 @@ class MethodTests:
 
     def _decode(self, image: NDArray[Any], window: Window) -> Decoded:
         """Decode a window alone: the maps in their stored precision, no image."""
-        maps = _locked(self._maps(image, window).astype(self.method.map_dtype))
+        maps = _locked(self.method.stored(self._maps(image, window)))
         seeds = self._seeds(image)(window) if self.method.seeded or self.method.proposes else None
         return self.method.decode(maps, View(window, _info(image), _statistics(self.method, image), seeds))
 
@@ -273,11 +273,11 @@ class MethodTests:
         whole = _whole(image)
         view = View(whole, _info(image), _statistics(self.nucleus, image))
         if self.method.proposes:
-            maps = self._maps(image, whole).astype(self.method.map_dtype)
+            maps = self.method.stored(self._maps(image, whole))
             found = self.method.propose(_locked(maps), View(whole, _info(image), _statistics(self.method, image)))
             kept = np.asarray(found.anchors)[greedy(found.scores, found.anchors, found.edges)]
             return lambda w: Seeds(None, kept[w.box.holds(kept)] - np.array(w.box.start))
-        nuclei = self.nucleus.decode(self.nucleus.predict(image, view).astype(self.nucleus.map_dtype), view)
+        nuclei = self.nucleus.decode(self.nucleus.stored(self.nucleus.predict(image, view)), view)
         assert nuclei.anchors is not None
         anchors = np.asarray(nuclei.anchors)
 
