@@ -72,18 +72,18 @@ def test_damaged_manifest_of_our_own_folder_is_written_again(content, tmp_path):
     (scratch.folder / "run.json").write_text(content)
     again = Scratch(tmp_path, A, given=False, resume=True)
     assert shard.exists()
-    assert json.loads((again.folder / "run.json").read_text()) == A
+    assert json.loads((again.folder / "run.json").read_text()) == {"program": "spatialdata-segment", **A}
 
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_damaged_manifest_of_a_given_folder_is_refused(content, tmp_path):
-    """Nothing says that the entries belong to this run."""
+    """Nothing says that the entries belong to this run, or to any run: they are not discarded either."""
     shard = _leave(Scratch(tmp_path, A, given=True, resume=True))
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(ScratchError, match="resume=False to discard"):
-        Scratch(tmp_path, A, given=True, resume=True)
+    for resume in (True, False):
+        with pytest.raises(ScratchError, match=r"run\.json is damaged"):
+            Scratch(tmp_path, A, given=True, resume=resume)
     assert shard.exists()
-    assert not Scratch(tmp_path, A, given=True, resume=False).holds_entries()
 
 
 def test_clear_leaves_the_folder_that_the_user_named(tmp_path):

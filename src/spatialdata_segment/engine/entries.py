@@ -25,7 +25,7 @@ from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.errors import ScratchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -57,7 +57,7 @@ def write_entry(path: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[st
     for name, array in arrays.items():
         data = np.ascontiguousarray(array)
         tiles = []
-        for box in _tiles(data.shape):
+        for _, box in _tiles(data.shape):
             raw = np.ascontiguousarray(data[box.slices])
             packed = blosc.compress(raw, b"lz4", 1, blosc.SHUFFLE) if raw.any() else b""
             tiles.append((offset, len(packed), zlib.crc32(packed)))
@@ -132,10 +132,11 @@ class Entry:
         wanted = Box.whole(shape) if box is None else box
         out = np.zeros(wanted.shape, dtype)
         with self.path.open("rb") as file:
-            for tile, (offset, size, crc) in zip(_tiles(shape), spec["tiles"], strict=True):
-                common = tile.intersect(wanted)
-                if size == 0 or (common.size == 0 and len(shape)):
+            for at, tile in _tiles(shape, wanted):
+                offset, size, crc = spec["tiles"][at]
+                if size == 0:
                     continue
+                common = tile.intersect(wanted)
                 file.seek(self._start + offset)
                 packed = file.read(size)
                 if len(packed) != size or zlib.crc32(packed) != crc:
@@ -169,14 +170,19 @@ def sound(path: Path) -> Entry | None:
     return entry
 
 
-def _tiles(shape: tuple[int, ...]) -> list[Box]:
-    if 0 in shape:
-        return []
-    edge = _TILE.get(len(shape), 1 << 20)
-    edges = [edge] * len(shape)
+def _tiles(shape: tuple[int, ...], wanted: Box | None = None) -> Iterator[tuple[int, Box]]:
+    """Yield the tiles that meet a box (or all), each with its position in the entry."""
+    box = Box.whole(shape) if wanted is None else wanted
+    if 0 in shape or (shape and box.size == 0):
+        return
+    edges = [_TILE.get(len(shape), 1 << 20)] * len(shape)
     if len(shape) == 4:
         edges = [shape[0], 48, 48, 48] if shape[1] > 1 else [shape[0], 1, 256, 256]
-    ranges = [range(0, n, e) for n, e in zip(shape, edges, strict=True)]
-    return [
-        Box(at, tuple(min(a + e, n) for a, e, n in zip(at, edges, shape, strict=True))) for at in product(*ranges)
-    ]
+    counts = [-(-n // e) for n, e in zip(shape, edges, strict=True)]
+    ranges = [range(a // e, -(-b // e)) for a, b, e in zip(box.start, box.stop, edges, strict=True)]
+    for at in product(*ranges):
+        position = 0
+        for i, n in zip(at, counts, strict=True):
+            position = position * n + i
+        start = tuple(i * e for i, e in zip(at, edges, strict=True))
+        yield position, Box(start, tuple(min(a + e, n) for a, e, n in zip(start, edges, shape, strict=True)))

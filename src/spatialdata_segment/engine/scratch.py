@@ -16,6 +16,9 @@ from spatialdata_segment.errors import ScratchError
 
 logger = logging.getLogger(__name__)
 
+PROGRAM = "spatialdata-segment"
+"""Marks the manifest of a folder that may be cleared."""
+
 
 def digest(fingerprint: dict[str, Any]) -> str:
     """Return a short text that differs whenever the fingerprint does."""
@@ -49,11 +52,12 @@ class Scratch:
     def _open(self, manifest: Path, fingerprint: dict[str, Any], resume: bool) -> None:
         before = _read(manifest)
         if not self.given and self.folder.is_dir():
-            before = fingerprint  # the folder's name says it, whatever became of the manifest
-        if before is None and self.given and self.folder.is_dir() and any(self.folder.iterdir()):
+            before = {"program": PROGRAM, **fingerprint}  # the folder's name says it, whatever became of the manifest
+        foreign = before is None or before.pop("program", None) != PROGRAM
+        if foreign and self.given and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ScratchError(
-                f"scratch folder {self.folder} is not empty and holds no run of this package: pass an empty or a "
-                "new folder"
+                f"scratch folder {self.folder} is not empty and holds no run of this package (or its run.json is "
+                "damaged): pass an empty or a new folder"
             )
         if before is not None and before != fingerprint and resume and self.given:
             raise ScratchError(
@@ -63,7 +67,7 @@ class Scratch:
         if before is not None and (before != fingerprint or not resume):
             self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(manifest, fingerprint)
+        write_json(manifest, {"program": PROGRAM, **fingerprint})
 
     def part(self, name: str) -> Path:
         """Return the folder of one kind of entries."""
