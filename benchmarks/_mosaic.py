@@ -93,11 +93,7 @@ def mosaic_spatialdata(
 
     image, labels = mosaic(data, rows, cols)
     lazy = da.from_array(image[None], chunks=(1, chunks, chunks))
-    images = {
-        "image": Image2DModel.parse(
-            lazy, dims=("c", "y", "x"), c_coords=["DAPI"], scale_factors=scale_factors
-        )
-    }
+    images = {"image": Image2DModel.parse(lazy, dims=("c", "y", "x"), c_coords=["DAPI"], scale_factors=scale_factors)}
     masks = {}
     if truth:
         masks["truth"] = Labels2DModel.parse(da.from_array(labels, chunks=chunks), dims=("y", "x"))
@@ -109,9 +105,7 @@ def _tile(folder: Path, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint16
     """Return one image and its labels; refuse what is not grey fluorescence."""
     grey, mask = imread(folder / "images" / f"{name}.png"), imread(folder / "labels" / f"{name}.png")
     if grey.shape != TILE or grey.dtype != np.uint8 or mask.shape != TILE:
-        raise ValueError(
-            f"{name}: {grey.shape} {grey.dtype}, labels {mask.shape}; expected grey uint8 {TILE}."
-        )
+        raise ValueError(f"{name}: {grey.shape} {grey.dtype}, labels {mask.shape}; expected grey uint8 {TILE}.")
     if np.median(grey) > 128:
         raise ValueError(f"{name}: median {np.median(grey)}; expected fluorescence on a dark ground.")
     return grey, mask

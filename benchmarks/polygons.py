@@ -75,16 +75,12 @@ def main() -> None:
     polygons_to_labels([shapely.box(0, 0, 1, 1)], (2, 2)).compute()
 
     ours, frame = timed("labels_to_polygons", lambda: labels_to_polygons(lazy, progress=False), args.repeat)
-    back_s, back = timed(
-        "polygons_to_labels", lambda: polygons_to_labels(frame, labels.shape).compute(), args.repeat
-    )
+    back_s, back = timed("polygons_to_labels", lambda: polygons_to_labels(frame, labels.shape).compute(), args.repeat)
     vertices = shapely.get_num_coordinates(frame.geometry.to_numpy()).sum()
     size = held(lazy, 20)
     print(f"  {quality(frame, labels)}; back to the same labels: {np.array_equal(back, labels)}")
     print(f"  {vertices} vertices; {size / len(frame):.0f} B a polygon, {size / vertices:.1f} B a vertex")
-    print(
-        f"  over 45 B a vertex: {size / len(frame) - 45 * vertices / len(frame):.0f} B a polygon (goal: 1 KB)"
-    )
+    print(f"  over 45 B a vertex: {size / len(frame) - 45 * vertices / len(frame):.0f} B a polygon (goal: 1 KB)")
     if args.skip_reference:
         return
     model = sd.models.Labels2DModel.parse(lazy, dims=("y", "x"))

@@ -169,9 +169,7 @@ def test_outputs(sdata: sd.SpatialData, tmp_path: Path, on_disk: bool) -> None:
     with pytest.raises(ExistsError, match=r"labels/seg, tables/counts exist already.*overwrite=True"):
         check_outputs(sdata, {"counts": "tables", "seg": "labels", "fresh": "shapes"}, overwrite=False)
     for overwrite in (True, False):
-        with pytest.raises(
-            ExistsError, match="'seg' would be written as shapes but names an element of labels"
-        ):
+        with pytest.raises(ExistsError, match="'seg' would be written as shapes but names an element of labels"):
             check_outputs(sdata, {"seg": "shapes"}, overwrite=overwrite)
         with pytest.raises(InputError, match=r"'Seg' differs from 'seg' in case alone"):
             check_outputs(sdata, {"Seg": "labels"}, overwrite=overwrite)
@@ -238,9 +236,7 @@ def test_region_of_labels(sdata: sd.SpatialData) -> None:
     assert isinstance(region, da.Array)
     assert region.dtype == bool
     assert np.array_equal(region.compute(), mask > 0)
-    sdata["levels"] = Labels2DModel.parse(
-        mask, dims=("y", "x"), scale_factors=[2], transformations={"global": HALF}
-    )
+    sdata["levels"] = Labels2DModel.parse(mask, dims=("y", "x"), scale_factors=[2], transformations={"global": HALF})
     assert roi_geometry(sdata, "levels", read_image(sdata, "tree", "scale1")).shape == (32, 24)
     sdata["planes"] = Labels3DModel.parse(np.stack([mask] * 4), dims=("z", "y", "x"))
     assert roi_geometry(sdata, "planes", read_image(sdata, "stack")).shape == (4, 64, 48)
@@ -248,9 +244,7 @@ def test_region_of_labels(sdata: sd.SpatialData) -> None:
 
 def test_region_on_another_grid(sdata: sd.SpatialData) -> None:
     sdata["shifted"] = Labels2DModel.parse(np.ones((64, 48), np.uint32), dims=("y", "x"))
-    sdata["small"] = Labels2DModel.parse(
-        np.ones((9, 9), np.uint32), dims=("y", "x"), transformations={"global": HALF}
-    )
+    sdata["small"] = Labels2DModel.parse(np.ones((9, 9), np.uint32), dims=("y", "x"), transformations={"global": HALF})
     for key in ("shifted", "small"):
         with pytest.raises(InputError, match=r"no grid of image 'flat'.*to_polygons"):
             roi_geometry(sdata, key, read_image(sdata, "flat"))

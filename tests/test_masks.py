@@ -79,9 +79,7 @@ def test_the_chunks_do_not_matter(seed, chunks, multinucleated, unmatched):
         cell_size=SizeFilter(confidence_interval=0.95),
     )
     whole = match_label_arrays(nuclei, cells, rules)
-    cut = match_label_arrays(
-        da.from_array(nuclei, chunks=chunks), da.from_array(cells, chunks=chunks[::-1]), rules
-    )
+    cut = match_label_arrays(da.from_array(nuclei, chunks=chunks), da.from_array(cells, chunks=chunks[::-1]), rules)
     for a, b in ((whole.nuclei, cut.nuclei), (whole.cells, cut.cells)):
         np.testing.assert_array_equal(a.compute(), b.compute())
     for a, b in ((whole.nucleus_objects, cut.nucleus_objects), (whole.cell_objects, cut.cell_objects)):

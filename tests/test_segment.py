@@ -185,9 +185,7 @@ def test_duplicate_mask(tissue, dapi):
     assert names_of(sdata) == NUCLEUS | CELL | TABLES
     np.testing.assert_array_equal(labels_of(sdata, "cell"), labels_of(dapi, "nucleus"))
     np.testing.assert_array_equal(labels_of(sdata, "nucleus"), labels_of(dapi, "nucleus"))
-    assert_frame_equal(
-        sdata.shapes["segmentation_cell_boundaries"], sdata.shapes["segmentation_nucleus_boundaries"]
-    )
+    assert_frame_equal(sdata.shapes["segmentation_cell_boundaries"], sdata.shapes["segmentation_nucleus_boundaries"])
     assert len(sdata.tables["segmentation_candidates"]) == len(dapi.tables["segmentation_candidates"])
 
 
@@ -614,9 +612,7 @@ def test_size_filters(size, pixel_size, kept):
     found = labels_of(sdata)
     assert sorted(np.bincount(found.ravel())[1:]) == [s * s for s in kept]
     obs = sdata.tables["segmentation_candidates"].obs.set_index("area")["drop_reason"]
-    assert obs.to_dict() == {
-        s * s: "" if s in kept else "too_small" if s < min(kept) else "too_large" for s in _SIDES
-    }
+    assert obs.to_dict() == {s * s: "" if s in kept else "too_small" if s < min(kept) else "too_large" for s in _SIDES}
 
 
 def test_interval_is_that_of_the_whole_image():

@@ -173,9 +173,7 @@ def test_labels_are_laid_out_as_spatialdata_lays_them_out(tmp_path: Path, fmt: o
                 assert a == b
             else:  # dask halves the chunks from level to level, we keep them
                 drop = ("chunks", "chunk_grid")
-                assert all(
-                    json.loads(a)[key] == value for key, value in json.loads(b).items() if key not in drop
-                )
+                assert all(json.loads(a)[key] == value for key, value in json.loads(b).items() if key not in drop)
 
 
 def test_all_kinds_backed(tmp_path: Path) -> None:
@@ -289,9 +287,7 @@ def count_steps(monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> list[st
 
 
 @pytest.mark.parametrize(("replacing", "how"), [(True, "at once"), (True, "two renames"), (False, "at once")])
-def test_killed_at_any_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacing: bool, how: str
-) -> None:
+def test_killed_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacing: bool, how: str) -> None:
     if how == "two renames":
         monkeypatch.setattr(_journal.sys, "platform", "elsewhere")
     sdata = backed(tmp_path / "start.zarr")
@@ -387,9 +383,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
     assert zarr.open_group(store / "labels").attrs["ome"]["labels"] == ["a", "b"]
 
 
-def test_a_commit_finishes_the_journal_of_another_run_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_finishes_the_journal_of_another_run_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "s.zarr"
     victim = put_all(backed(store), 5)
     with Staging(sd.read_zarr(store)) as survivor:
@@ -421,9 +415,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: boo
             if where == "shapes":
                 monkeypatch.setattr(sd.SpatialData, "write_element", fail)
             if where == "sync":
-                monkeypatch.setattr(
-                    _journal if on_disk else da, "sync_tree" if on_disk else "from_array", fail
-                )
+                monkeypatch.setattr(_journal if on_disk else da, "sync_tree" if on_disk else "from_array", fail)
             if where == "shapes":
                 staging.shapes("seg_shapes", squares(3), transformations())
             put_labels(staging, "seg_labels", label_picture(3))
@@ -488,8 +480,5 @@ def test_coarsen_takes_the_pixel_under_the_centre(sizes: tuple) -> None:
     fine = zarr.create_array({}, data=picture, chunks=(4, 7, 6)[-len(fine_shape) :])
     coarse = zarr.create_array({}, shape=coarse_shape, dtype=np.uint64, chunks=(3, 4, 5)[-len(fine_shape) :])
     _ngff.coarsen(fine, coarse)
-    index = [
-        np.floor((np.arange(n) + 0.5) * m / n).astype(int)
-        for m, n in zip(fine_shape, coarse_shape, strict=True)
-    ]
+    index = [np.floor((np.arange(n) + 0.5) * m / n).astype(int) for m, n in zip(fine_shape, coarse_shape, strict=True)]
     assert np.array_equal(coarse[:], picture[np.ix_(*index)])

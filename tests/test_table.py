@@ -200,11 +200,7 @@ def test_equal_results_are_equal_bytes(masks, tmp_path):
         path = tmp_path / name
         path.mkdir()
         roundtrip(path, cells(masks, metadata=METADATA))
-        return {
-            p.relative_to(path): p.read_bytes()
-            for p in sorted(path.rglob("*"))
-            if p.is_file() and "t" in p.parts
-        }
+        return {p.relative_to(path): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and "t" in p.parts}
 
     assert written("a") == written("b") != {}
 

@@ -338,9 +338,7 @@ def test_preview_of_a_scale():
     seen = preview(sdata, "image", scale="scale1", n_jobs=2)
     segment(sdata, "image", scale="scale1", progress=False, n_jobs=2)
     np.testing.assert_array_equal(labels_of(seen, "nucleus"), labels_of(sdata, "nucleus"))
-    np.testing.assert_allclose(
-        seen["segmentation_table"].obsm["spatial"], sdata["segmentation_table"].obsm["spatial"]
-    )
+    np.testing.assert_allclose(seen["segmentation_table"].obsm["spatial"], sdata["segmentation_table"].obsm["spatial"])
 
 
 @pytest.mark.parametrize("table", [True, False])

@@ -222,9 +222,7 @@ def stat_fingerprint(ref: ImageRef) -> dict[str, Any] | None:
                 metadata.update(path.read_bytes())
                 continue
             stat = path.stat()
-            chunks.append(
-                f"{path.relative_to(ref.array_path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            )
+            chunks.append(f"{path.relative_to(ref.array_path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
     digest = hashlib.sha256("".join(sorted(chunks)).encode()).hexdigest()
     return {"metadata": metadata.hexdigest(), "chunks": digest, "n_chunks": len(chunks)}
 

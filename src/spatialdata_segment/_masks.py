@@ -111,9 +111,7 @@ def match_label_arrays(
     )
 
 
-def filter_label_array(
-    labels: da.Array | NDArray[np.integer], rules: Rules, *, kind: str = "cell"
-) -> Filtered:
+def filter_label_array(labels: da.Array | NDArray[np.integer], rules: Rules, *, kind: str = "cell") -> Filtered:
     """Drop the objects of a mask that its size filter refuses, and number the others 1..N.
 
     Parameters
@@ -145,23 +143,17 @@ def measure_objects(labels: da.Array | NDArray[np.integer]) -> Objects:
     return _anchored(array, _over_blocks(_survey_one, array))
 
 
-def measure_intensities(
-    labels: da.Array | NDArray[np.integer], image: da.Array | NDArray[Any]
-) -> Intensities:
+def measure_intensities(labels: da.Array | NDArray[np.integer], image: da.Array | NDArray[Any]) -> Intensities:
     """Sum the channels of an image ``(c, [z], y, x)`` over the objects of a mask, by the mask's chunks."""
     array = _as_dask(labels)
     if image.shape[1:] != array.shape:
-        raise InputError(
-            f"image of shape {image.shape} does not lie on the grid of labels of shape {array.shape}"
-        )
+        raise InputError(f"image of shape {image.shape} does not lie on the grid of labels of shape {array.shape}")
     pixels = image if isinstance(image, da.Array) else da.from_array(image, chunks=-1, name=False)
     pixels = pixels.rechunk((pixels.shape[0], *array.chunks))
     return combine_intensities(_over_blocks(_intensities, array, pixels))
 
 
-def relabel(
-    labels: da.Array, ids: NDArray[np.int64], new: NDArray[np.integer], dtype: np.dtype[Any]
-) -> da.Array:
+def relabel(labels: da.Array, ids: NDArray[np.int64], new: NDArray[np.integer], dtype: np.dtype[Any]) -> da.Array:
     """Return, lazily, the labels with ``ids`` (ascending) replaced by ``new`` and all others by 0."""
     table = delayed((ids, new), traverse=False)
     return da.map_blocks(
@@ -176,8 +168,7 @@ def relabel(
 def _as_dask(labels: da.Array | NDArray[np.integer]) -> da.Array:
     if labels.ndim not in (2, 3) or labels.dtype.kind not in "biu":
         raise InputError(
-            f"labels of type {labels.dtype} with {labels.ndim} axes: "
-            "expected integers with axes (y, x) or (z, y, x)"
+            f"labels of type {labels.dtype} with {labels.ndim} axes: expected integers with axes (y, x) or (z, y, x)"
         )
     if isinstance(labels, da.Array):
         return labels

@@ -61,9 +61,7 @@ def check_outputs(sdata: SpatialData, names: Mapping[str, str], overwrite: bool)
         msg = f"{', '.join(taken[:3])}{more} exist already; choose another key_added, or give overwrite=True"
         raise ExistsError(msg)
     if store is not None:
-        _check_readers(
-            sdata, {(store / kind / name).resolve(): name for kind, name in there if name in names}
-        )
+        _check_readers(sdata, {(store / kind / name).resolve(): name for kind, name in there if name in names})
 
 
 def _check_readers(sdata: SpatialData, replaced: Mapping[Path, str]) -> None:
@@ -91,8 +89,7 @@ def _check_names(names: Iterable[str], there: set[str]) -> None:
         alike = sorted(n for n in there.union(names) if n.lower() == name.lower() and n != name)
         if alike:
             msg = (
-                f"{name!r} differs from {alike[0]!r} in case alone, which spatialdata refuses; choose "
-                "another key_added"
+                f"{name!r} differs from {alike[0]!r} in case alone, which spatialdata refuses; choose another key_added"
             )
             raise InputError(msg)
 
@@ -121,9 +118,7 @@ def check_writable(store: Path) -> None:
     """Raise a :class:`ScratchError` where a store cannot be written to."""
     for folder in (store, *(store / kind for kind in KINDS)):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-            msg = (
-                f"{folder} cannot be written to; make it writable, or sdata.write(...) to another place first"
-            )
+            msg = f"{folder} cannot be written to; make it writable, or sdata.write(...) to another place first"
             raise ScratchError(msg)
 
 

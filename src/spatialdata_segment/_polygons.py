@@ -123,18 +123,14 @@ def polygons_to_labels(
         positive, not unique or too large for the dtype.
     """
     if np.shape(shape) != (2,) or min(shape) < 0:
-        raise InputError(
-            f"shape={shape!r}; expected (y, x) in px: draw plane by plane and stack the results."
-        )
+        raise InputError(f"shape={shape!r}; expected (y, x) in px: draw plane by plane and stack the results.")
     geometries, index = _geometries(polygons)
     labels = _ids(ids, index, len(geometries))
     kind = _dtype(dtype, int(labels.max(initial=0)))
     painter = delayed(_Painter(shapely.STRtree(geometries), labels, kind), traverse=False)
     grid = da.core.normalize_chunks(chunks, shape, dtype=kind)
     meta = np.zeros((0, 0), kind)
-    drawn = da.map_blocks(
-        _paint_block, painter=painter, chunks=grid, dtype=kind, meta=meta
-    )
+    drawn = da.map_blocks(_paint_block, painter=painter, chunks=grid, dtype=kind, meta=meta)
     return cast("da.Array", drawn)
 
 
@@ -143,9 +139,7 @@ def _planes(labels: NDArray[np.integer] | da.Array | xr.DataArray) -> da.Array:
     if isinstance(labels, xr.DataArray):
         axes = ("z", "y", "x")[-labels.ndim :]
         if labels.ndim not in (2, 3) or set(labels.dims) != set(axes):
-            raise InputError(
-                f"labels have the axes {labels.dims}; expected (y, x) or (z, y, x): select or rename."
-            )
+            raise InputError(f"labels have the axes {labels.dims}; expected (y, x) or (z, y, x): select or rename.")
     data: Any = labels.transpose(*axes).data if isinstance(labels, xr.DataArray) else labels
     if data.ndim not in (2, 3):
         raise InputError(f"labels have the shape {data.shape}; expected the axes (y, x) or (z, y, x).")
@@ -241,9 +235,7 @@ def _geometries(
     strange = [i for i, g in enumerate(geometries.ravel()) if not isinstance(g, shapely.Geometry)]
     if geometries.ndim != 1 or strange:
         found = repr(geometries.ravel()[strange[0]]) if strange else f"an array of shape {geometries.shape}"
-        raise InputError(
-            f"polygons hold {found}; expected a sequence of shapely polygons: drop what is missing."
-        )
+        raise InputError(f"polygons hold {found}; expected a sequence of shapely polygons: drop what is missing.")
     wrong = np.flatnonzero(~np.isin(shapely.get_type_id(geometries), _POLYGONAL))
     if len(wrong):
         raise InputError(
@@ -268,13 +260,9 @@ def _ids(ids: ArrayLike | None, index: pd.Index | None, n: int) -> NDArray[np.ui
     if n == 0 and values.size == 0:
         return np.zeros(0, np.uint64)
     if values.shape != (n,) or values.dtype.kind not in "iu":
-        raise InputError(
-            f"ids have the shape {values.shape} and dtype {values.dtype}; expected {n} integers."
-        )
+        raise InputError(f"ids have the shape {values.shape} and dtype {values.dtype}; expected {n} integers.")
     if values.min() < 1:
-        raise InputError(
-            f"ids hold {values.min()}; expected positive integers, as 0 is the background: renumber them."
-        )
+        raise InputError(f"ids hold {values.min()}; expected positive integers, as 0 is the background: renumber them.")
     unique, count = np.unique(values, return_counts=True)
     if len(unique) < n:
         raise InputError(

@@ -55,9 +55,7 @@ class Region:
     def holds(self, anchors: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which anchor pixels ``(n, ndim)`` lie inside."""
         if self.polygons is not None:
-            inside: NDArray[np.bool_] = shapely.intersects_xy(
-                self.polygons, anchors[:, -1] + 0.5, anchors[:, -2] + 0.5
-            )
+            inside: NDArray[np.bool_] = shapely.intersects_xy(self.polygons, anchors[:, -1] + 0.5, anchors[:, -2] + 0.5)
             return inside
         assert self.mask is not None
         if not len(anchors):

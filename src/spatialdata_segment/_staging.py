@@ -94,9 +94,7 @@ class Staging:
             self._stage = self._lock.path.parent
             try:
                 self._new = sd.SpatialData()
-                self._new.write(
-                    self._stage / _journal.NEW, sdata_formats=self._formats, consolidate_metadata=False
-                )
+                self._new.write(self._stage / _journal.NEW, sdata_formats=self._formats, consolidate_metadata=False)
             except BaseException:
                 self._discard()
                 raise
@@ -171,9 +169,7 @@ class Staging:
             self._staged("labels", name)
         del self._open[name]
 
-    def shapes(
-        self, name: str, gdf: gpd.GeoDataFrame, transformations: Mapping[str, BaseTransformation]
-    ) -> None:
+    def shapes(self, name: str, gdf: gpd.GeoDataFrame, transformations: Mapping[str, BaseTransformation]) -> None:
         """Stage shapes, indexed by ``cell_id``, in the coordinates that ``transformations`` start from."""
         if len(gdf) == 0:
             msg = f"shapes {name!r} have no row, which spatialdata cannot hold; leave out, remove() old ones"

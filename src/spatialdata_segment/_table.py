@@ -118,9 +118,7 @@ def cells_table(
     table annotates nothing, for spatialdata refuses a region that no row names.
     """
     if intensities is not None and intensities.shape != (len(objects), len(channels)):
-        raise InputError(
-            f"intensities of shape {intensities.shape}, expected {(len(objects), len(channels))}"
-        )
+        raise InputError(f"intensities of shape {intensities.shape}, expected {(len(objects), len(channels))}")
     kept = np.flatnonzero(fate.is_kept)
     kept = kept[np.argsort(fate.final_id[kept], kind="stable")]
     final, kept_objects = fate.final_id[kept], objects.take(kept)
@@ -193,13 +191,9 @@ def _points(objects: Objects, affine: NDArray[np.float64] | None) -> NDArray[np.
         return points
     n = objects.ndim
     if affine.shape != (n + 1, n + 1):
-        raise InputError(
-            f"affine of shape {affine.shape}, expected {(n + 1, n + 1)} with axes x, y{', z' * (n == 3)}"
-        )
+        raise InputError(f"affine of shape {affine.shape}, expected {(n + 1, n + 1)} with axes x, y{', z' * (n == 3)}")
     # einsum without BLAS: the same bytes on any machine and for any number of rows
-    moved: NDArray[np.float64] = (
-        np.einsum("nj,ij->ni", points, affine[:n, :n], optimize=False) + affine[:n, n]
-    )
+    moved: NDArray[np.float64] = np.einsum("nj,ij->ni", points, affine[:n, :n], optimize=False) + affine[:n, n]
     return moved
 
 

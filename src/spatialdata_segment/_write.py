@@ -195,9 +195,7 @@ def _write_blocks(
     return [r.item() for r in executor.run(written.__dask_graph__(), keys, "writing")]
 
 
-def _write_with_image(
-    spec: _Spec, block: NDArray[Any], block_id: tuple[int, ...] | None = None
-) -> NDArray[Any]:
+def _write_with_image(spec: _Spec, block: NDArray[Any], block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
     assert block_id is not None
     out = np.empty((1,) * block.ndim, object)
     out[...] = _write_block(spec, block_id[1:], image=block)

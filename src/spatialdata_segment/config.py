@@ -188,8 +188,7 @@ def as_workflow(given: str | Workflow | Method | Callable[..., Any] | Mapping[st
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'workflow'}: {e['msg']}" for e in error.errors())
         raise InputError(f"workflow not valid: {problems}") from error
     raise InputError(
-        f"workflow is a {type(given).__name__}, expected a name, a Workflow, a method or a function "
-        "(c, y, x) -> (y, x)"
+        f"workflow is a {type(given).__name__}, expected a name, a Workflow, a method or a function (c, y, x) -> (y, x)"
     )
 
 

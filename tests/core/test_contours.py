@@ -127,9 +127,7 @@ def test_every_integer_dtype_gives_the_same(dtype: str) -> None:
     assert exact(trace(labels[:, ::-1].T)) == exact(trace(np.ascontiguousarray(labels[:, ::-1].T)))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "value"), [("u4", 2**32 - 1), ("u8", 2**63 - 1), ("i8", 2**40), ("u1", 255)]
-)
+@pytest.mark.parametrize(("dtype", "value"), [("u4", 2**32 - 1), ("u8", 2**63 - 1), ("i8", 2**40), ("u1", 255)])
 def test_large_ids(dtype: str, value: int) -> None:
     labels = np.zeros((2, 3), dtype)
     labels[0, 1] = value

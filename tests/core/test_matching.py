@@ -207,9 +207,7 @@ def test_what_does_not_fit_together_is_an_error():
         resolve(objects(n), objects(c), pair_counts(picture("3"), c), Rules())
 
 
-@pytest.mark.parametrize(
-    "bad", [{"threshold": 0}, {"threshold": 1.1}, {"unmatched": "no"}, {"multinucleated": True}]
-)
+@pytest.mark.parametrize("bad", [{"threshold": 0}, {"threshold": 1.1}, {"unmatched": "no"}, {"multinucleated": True}])
 def test_rules_are_checked(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         Rules(**bad)
@@ -263,9 +261,7 @@ def test_size_filters_that_cannot_act_are_errors(bounds, message):
 
 def test_an_area_is_no_volume():
     with pytest.raises(InputError, match="um2"):
-        resolve(
-            objects(picture("1")), None, None, Rules(nucleus_size=SizeFilter(1, unit="um3"), pixel_area=1)
-        )
+        resolve(objects(picture("1")), None, None, Rules(nucleus_size=SizeFilter(1, unit="um3"), pixel_area=1))
 
 
 def test_an_interval_is_of_the_objects_not_refused():

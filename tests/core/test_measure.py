@@ -135,8 +135,7 @@ def test_many_objects_outgrow_the_first_table():
 def test_moments_do_not_depend_on_blocks_or_order(picture, data):
     origin = tuple(data.draw(st.integers(0, 1000)) for _ in picture.shape)
     parts = [
-        measure(picture[b], [o + s for o, s in zip(origin, start(b), strict=True)])
-        for b in cuts(picture.shape, data)
+        measure(picture[b], [o + s for o, s in zip(origin, start(b), strict=True)]) for b in cuts(picture.shape, data)
     ]
     whole = measure(picture, origin)
     same(combine(parts), whole)

@@ -12,10 +12,7 @@ from spatialdata_segment.core.statistics import Histogram, Statistic
 from spatialdata_segment.testing import Tissue
 
 small = st.one_of(
-    *(
-        hnp.arrays(dtype, st.integers(1, 60))
-        for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.bool_)
-    )
+    *(hnp.arrays(dtype, st.integers(1, 60)) for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.bool_))
 )
 QUANTILES = [0, 0.01, 0.25, 0.5, 0.999, 1]
 

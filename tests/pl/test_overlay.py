@@ -100,9 +100,7 @@ def test_grey_flat_and_given_axes():
 
 
 def test_save_overlay(tmp_path):
-    save_overlay(
-        tmp_path / "a.png", BLOCK.image, {"cell": BLOCK.cells}, crop=(slice(0, 50), slice(0, 70)), zoom=4
-    )
+    save_overlay(tmp_path / "a.png", BLOCK.image, {"cell": BLOCK.cells}, crop=(slice(0, 50), slice(0, 70)), zoom=4)
     picture = imread(tmp_path / "a.png")
     assert picture.shape[:2] == (200, 280)
     assert ((picture[..., 0] > 240) & (picture[..., 1] < 120)).sum() > 500
@@ -123,7 +121,4 @@ def test_wrong_input_is_named():
 
 def test_import_leaves_matplotlib_out():
     code = "import sys, spatialdata_segment.pl; print('matplotlib' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-        == "False\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"

@@ -21,10 +21,7 @@ def brute_force(truth, found, level):
     true_ids, found_ids = (np.unique(labels[labels > 0]) for labels in (truth, found))
     enough = np.array(
         [
-            [
-                ((truth == t) & (found == f)).sum() / ((truth == t) | (found == f)).sum() >= level
-                for f in found_ids
-            ]
+            [((truth == t) & (found == f)).sum() / ((truth == t) | (found == f)).sum() >= level for f in found_ids]
             for t in true_ids
         ]
     ).reshape(len(true_ids), len(found_ids))
@@ -49,11 +46,7 @@ def test_dask_equals_numpy(labels, chunk, seed):
     shift = np.random.default_rng(seed).integers(0, 3, 2)
     found = np.roll(labels, shift, (0, 1))
     lazy = match_scores(da.from_array(labels, chunks=chunk), da.from_array(found, chunks=7), LEVELS)
-    assert (
-        lazy
-        == match_scores(labels, found, LEVELS)
-        == match_scores(labels, da.from_array(found, chunks=5), LEVELS)
-    )
+    assert lazy == match_scores(labels, found, LEVELS) == match_scores(labels, da.from_array(found, chunks=5), LEVELS)
 
 
 def test_by_hand():

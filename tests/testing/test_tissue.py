@@ -36,16 +36,12 @@ def touches(labels):
     return bool(((labels > 0) & (high != low)).any())
 
 
-@pytest.mark.parametrize(
-    "tissue", [Tissue((700, 1100), seed=5), Tissue((40, 90, 150), seed=5, anisotropy=2.5)]
-)
+@pytest.mark.parametrize("tissue", [Tissue((700, 1100), seed=5), Tissue((40, 90, 150), seed=5, anisotropy=2.5)])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_crop_holds_the_bits_of_the_whole(tissue, data):
     start = tuple(data.draw(st.integers(0, n - 1)) for n in tissue.shape)
-    stop = tuple(
-        data.draw(st.integers(a + 1, min(n, a + 200))) for a, n in zip(start, tissue.shape, strict=True)
-    )
+    stop = tuple(data.draw(st.integers(a + 1, min(n, a + 200))) for a, n in zip(start, tissue.shape, strict=True))
     crop, full = tissue.block(Box(start, stop)), _WHOLE.setdefault(tissue, whole(tissue))
     for part, all_ in zip(crop, full, strict=True):
         np.testing.assert_array_equal(part, all_[(..., *Box(start, stop).slices)])
@@ -57,9 +53,7 @@ _WHOLE: dict = {}
 @pytest.mark.parametrize("chunks", [128, (100, 300), ((56, 200), (1, 299))])
 def test_lazy_arrays_are_the_blocks(chunks):
     block = whole(PLAIN)
-    for lazy, known in zip(
-        (PLAIN.image(chunks), PLAIN.nuclei(chunks), PLAIN.cells(chunks)), block, strict=True
-    ):
+    for lazy, known in zip((PLAIN.image(chunks), PLAIN.nuclei(chunks), PLAIN.cells(chunks)), block, strict=True):
         assert (lazy.shape, lazy.dtype) == (known.shape, known.dtype)
         np.testing.assert_array_equal(lazy.compute(), known)
     np.testing.assert_array_equal(PLAIN.image(chunks)[:, 7:50, 200:].compute(), block.image[:, 7:50, 200:])
@@ -76,9 +70,7 @@ def test_the_same_in_another_process():
 
 
 def test_shape_only_cuts():
-    np.testing.assert_array_equal(
-        whole(replace(PLAIN, shape=(512, 400))).image[:, :256, :300], whole(PLAIN).image
-    )
+    np.testing.assert_array_equal(whole(replace(PLAIN, shape=(512, 400))).image[:, :256, :300], whole(PLAIN).image)
 
 
 def test_far_from_the_origin():
@@ -99,9 +91,7 @@ def test_truth_is_consistent(shape):
     assert set(tissue.cell_of(ids(block.nuclei))) <= set(ids(block.cells))
     image = block.image.astype(float)
     assert image[0][inside].mean() > 5 * image[0][~inside].mean()
-    rim = (block.cells > 0) & (
-        ndimage.minimum_filter(block.cells, 3) != ndimage.maximum_filter(block.cells, 3)
-    )
+    rim = (block.cells > 0) & (ndimage.minimum_filter(block.cells, 3) != ndimage.maximum_filter(block.cells, 3))
     assert image[1][rim].mean() > 1.8 * image[1][(block.cells > 0) & ~rim].mean()
 
 
@@ -111,10 +101,7 @@ def test_objects_are_in_one_piece():
     for labels in (block.cells, block.nuclei):
         index = np.searchsorted(ids(labels), labels) + 1
         places = ndimage.find_objects(np.where(labels > 0, index, 0).astype(int))
-        pieces = [
-            ndimage.label(index[place] * (labels[place] > 0) == k + 1, box)[1]
-            for k, place in enumerate(places)
-        ]
+        pieces = [ndimage.label(index[place] * (labels[place] > 0) == k + 1, box)[1] for k, place in enumerate(places)]
         assert np.mean(np.array(pieces) == 1) > 0.999
 
 
@@ -165,9 +152,7 @@ def test_light_noise_debris_blur_and_seed():
     dark = whole(replace(base, uneven_light=0.8)).image.astype(float) / clean.image
     assert dark.max() <= 1
     assert dark.min() < 0.8
-    sharp, soft = (
-        np.abs(np.diff(whole(replace(base, blur=b)).image[0].astype(float))).max() for b in (0.6, 4)
-    )
+    sharp, soft = (np.abs(np.diff(whole(replace(base, blur=b)).image[0].astype(float))).max() for b in (0.6, 4))
     assert sharp > 1.3 * soft
     for change in ({"debris": 0.3}, {"noise": 2.0}, {"uneven_light": 0.9}):
         np.testing.assert_array_equal(whole(replace(base, **change)).cells, clean.cells)
@@ -227,8 +212,6 @@ def test_shape_strategies(shape, shard, halo):
 
 
 def test_import_needs_no_test_packages():
-    code = (
-        "import sys, spatialdata_segment.testing; print({'hypothesis', 'pytest', 'numba'} & set(sys.modules))"
-    )
+    code = "import sys, spatialdata_segment.testing; print({'hypothesis', 'pytest', 'numba'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == "set()"

@@ -48,9 +48,7 @@ class Box:
 
     def within(self, outer: Box) -> tuple[slice, ...]:
         """Index of the box in an array that covers ``outer``."""
-        return tuple(
-            slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True)
-        )
+        return tuple(slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True))
 
     def intersect(self, other: Box) -> Box:
         """Return the common part; its ``size`` is 0 where there is none."""

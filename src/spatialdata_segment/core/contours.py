@@ -146,9 +146,7 @@ def fill(
 def _as_signed(labels: NDArray[np.integer]) -> NDArray[Any]:
     """Return the pixels as a locked C array of int32 or int64 of the same bits: two kernels serve all."""
     if labels.ndim != 2:
-        raise InputError(
-            f"labels have the shape {labels.shape}; expected two axes (y, x): pass plane by plane."
-        )
+        raise InputError(f"labels have the shape {labels.shape}; expected two axes (y, x): pass plane by plane.")
     if labels.dtype.kind not in "iu":
         raise InputError(
             f"labels have the dtype {labels.dtype}; expected integers, 0 = background: "
@@ -166,9 +164,7 @@ def _ids(bits: NDArray[Any], dtype: np.dtype[np.integer]) -> NDArray[np.int64]:
     """Undo :func:`_as_signed` on the ids found."""
     ids = bits.view(dtype.newbyteorder("=")) if bits.itemsize == dtype.itemsize else bits
     if len(ids) and ids.min() < 0:
-        raise InputError(
-            f"labels hold the id {ids.min()}; expected ids > 0 and 0 for the background: relabel them."
-        )
+        raise InputError(f"labels hold the id {ids.min()}; expected ids > 0 and 0 for the background: relabel them.")
     if len(ids) and ids.max() > np.iinfo(np.int64).max:
         raise InputError(f"labels hold the id {ids.max()}; expected ids below 2**63: relabel them.")
     return ids.astype(np.int64, copy=False)
@@ -193,9 +189,7 @@ def _net_corners(
     return key[:, 0], key[:, 1], key[:, 2], np.repeat(net, np.abs(net)) > 0
 
 
-def _build(
-    ids: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], plus: NDArray[np.bool_]
-) -> Outlines:
+def _build(ids: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], plus: NDArray[np.bool_]) -> Outlines:
     """Make the outlines from corners in order of (id, y, x)."""
     if len(ids) == 0:
         return Outlines.empty()
@@ -206,16 +200,12 @@ def _build(
     shells = np.flatnonzero(~hole[order])
     polygons = _polygons(vertex, start[order], (stop - start)[order], shells, x, y)
     of_polygon = ids[vertex[start[order][shells]]]
-    unique, first, inverse, count = np.unique(
-        of_polygon, return_index=True, return_inverse=True, return_counts=True
-    )
+    unique, first, inverse, count = np.unique(of_polygon, return_index=True, return_inverse=True, return_counts=True)
     geometry = polygons[first]
     several = count > 1
     if several.any():
         part = several[inverse]
-        geometry[several] = shapely.multipolygons(
-            polygons[part], indices=(np.cumsum(several) - 1)[inverse[part]]
-        )
+        geometry[several] = shapely.multipolygons(polygons[part], indices=(np.cumsum(several) - 1)[inverse[part]])
     return Outlines(unique, geometry)
 
 

@@ -109,9 +109,7 @@ class SizeFilter:
         scale = 1.0
         if self.unit != "px":
             if pixel_area is None:
-                raise InputError(
-                    f"a size filter in {self.unit} needs the pixel size: give pixel_size, or unit='px'"
-                )
+                raise InputError(f"a size filter in {self.unit} needs the pixel size: give pixel_size, or unit='px'")
             scale = pixel_area
         value = area * scale
         low, high = self._bounds(value)
@@ -379,9 +377,7 @@ def _sized(
     code = _codes(objects, reason)
     if size is not None:
         if size.unit != "px" and size.unit != f"um{objects.ndim}":
-            raise InputError(
-                f"size filter in {size.unit} for a {objects.ndim}D mask: expected um{objects.ndim} or px"
-            )
+            raise InputError(f"size filter in {size.unit} for a {objects.ndim}D mask: expected um{objects.ndim} or px")
         free = code == Reason.KEPT
         code[free] = size.judge(objects.area[free], pixel_area)
     return code

@@ -73,9 +73,7 @@ class Moments:
     def objects(self, anchor: Ints) -> Objects:
         """Return the objects with their anchors, ``(n, ndim)`` in order of ``ids``."""
         if anchor.shape != self.sums.shape:
-            raise InputError(
-                f"anchor has shape {anchor.shape}, expected {self.sums.shape}: one row an object"
-            )
+            raise InputError(f"anchor has shape {anchor.shape}, expected {self.sums.shape}: one row an object")
         return Objects(self.ids, anchor.astype(np.int64), self.area, self.centroid, self.bbox)
 
 
@@ -137,9 +135,7 @@ class Intensities:
     def mean(self, ids: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
         """Return the mean values ``(n, c)`` of ``ids`` (default all), NaN for what is missing."""
         whole, rest = np.divmod(self.whole, self.count[:, None])
-        means: NDArray[np.float64] = (
-            whole + (rest + self.fraction * 2.0**-FRACTION_BITS) / self.count[:, None]
-        )
+        means: NDArray[np.float64] = whole + (rest + self.fraction * 2.0**-FRACTION_BITS) / self.count[:, None]
         means[self.invalid] = np.nan
         if ids is None:
             return means
@@ -173,9 +169,7 @@ def measure(labels: NDArray[np.integer], offset: Sequence[int]) -> Moments:
     order = np.argsort(ids)
     axes = np.arange(3 - labels.ndim, 3)
     acc = acc[order]
-    return Moments(
-        ids[order], acc[:, 0].copy(), acc[:, 1 + axes], acc[:, np.concatenate([4 + axes, 7 + axes])]
-    )
+    return Moments(ids[order], acc[:, 0].copy(), acc[:, 1 + axes], acc[:, np.concatenate([4 + axes, 7 + axes])])
 
 
 def combine(parts: Iterable[Moments]) -> Moments:
@@ -241,9 +235,7 @@ def nearest_pixel(labels: NDArray[np.integer], offset: Sequence[int], moments: M
     ndim = labels.ndim
     sums = np.zeros((len(moments), 3), np.int64)
     sums[:, 3 - ndim :] = moments.sums
-    ids, distance, pixel = kernels.nearest(
-        _volume(labels), start, _locked(moments.ids), _locked(moments.area), sums
-    )
+    ids, distance, pixel = kernels.nearest(_volume(labels), start, _locked(moments.ids), _locked(moments.area), sums)
     order = np.argsort(ids)
     return Nearest(ids[order], distance[order], pixel[order, 3 - ndim :])
 
@@ -251,9 +243,7 @@ def nearest_pixel(labels: NDArray[np.integer], offset: Sequence[int], moments: M
 def combine_nearest(parts: Iterable[Nearest]) -> Nearest:
     """Combine the parts of any blocks: the nearest pixel, ties by raster order; at least one part."""
     found = _some(parts)
-    ids, distance, pixel = (
-        np.concatenate([getattr(p, n) for p in found]) for n in ("ids", "distance", "pixel")
-    )
+    ids, distance, pixel = (np.concatenate([getattr(p, n) for p in found]) for n in ("ids", "distance", "pixel"))
     order = np.lexsort((*pixel.T[::-1], distance, ids))
     order = order[np.r_[True, np.diff(ids[order]) != 0][: len(order)]]
     return Nearest(ids[order], distance[order], pixel[order])
@@ -303,8 +293,7 @@ def combine_intensities(parts: Iterable[Intensities]) -> Intensities:
     if not len(ids):
         return found[0]
     count, whole, fraction, invalid = (
-        np.concatenate([getattr(p, n) for p in found])[order]
-        for n in ("count", "whole", "fraction", "invalid")
+        np.concatenate([getattr(p, n) for p in found])[order] for n in ("count", "whole", "fraction", "invalid")
     )
     # at most 2**23 fractions below 2**40 each, and an object lies in far fewer blocks
     fraction = np.add.reduceat(fraction, first)
@@ -317,9 +306,7 @@ def combine_intensities(parts: Iterable[Intensities]) -> Intensities:
     )
 
 
-def map_labels(
-    labels: NDArray[np.integer], ids: Ints, new: NDArray[np.integer], dtype: np.dtype[Any]
-) -> NDArray[Any]:
+def map_labels(labels: NDArray[np.integer], ids: Ints, new: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the labels with ``ids`` (ascending) replaced by ``new``; pixels of any other id become 0."""
     out = np.zeros(_volume(labels).shape, dtype)
     kernels.replace(_volume(labels), _locked(ids), _locked(new.astype(dtype)), out)

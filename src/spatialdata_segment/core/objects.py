@@ -60,6 +60,4 @@ class Objects:
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> Self:
         """Return the objects at ``index`` (a mask or positions)."""
-        return type(self)(
-            self.ids[index], self.anchor[index], self.area[index], self.centroid[index], self.bbox[index]
-        )
+        return type(self)(self.ids[index], self.anchor[index], self.area[index], self.centroid[index], self.bbox[index])

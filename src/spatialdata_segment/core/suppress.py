@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def greedy(
-    scores: NDArray[np.floating], anchors: NDArray[np.integer], edges: NDArray[np.integer]
-) -> NDArray[np.bool_]:
+def greedy(scores: NDArray[np.floating], anchors: NDArray[np.integer], edges: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Keep candidates from the highest score down, dropping those joined to one that is kept.
 
     Parameters

@@ -81,9 +81,7 @@ class Seen:
         return ShardResult(index, self.window, Labels(self.window.box, labels), self.objects)
 
 
-def look_again(
-    seen: Seen, halo: tuple[int, ...], context: tuple[int, ...], look: Callable[[Window], Seen]
-) -> Seen:
+def look_again(seen: Seen, halo: tuple[int, ...], context: tuple[int, ...], look: Callable[[Window], Seen]) -> Seen:
     """Return what is seen when everything in the core is seen whole.
 
     Parameters

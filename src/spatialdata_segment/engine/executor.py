@@ -48,9 +48,7 @@ class Executor:
         graph: dict[Any, Any] = {f"{stage}-{token}-{i}": (partial(function, item),) for i, item in enumerate(items)}
         return self.run(graph, list(graph), stage, before)
 
-    def run(
-        self, graph: Any, keys: Sequence[Any], stage: str, before: int = 0, total: int = 0
-    ) -> list[Any]:
+    def run(self, graph: Any, keys: Sequence[Any], stage: str, before: int = 0, total: int = 0) -> list[Any]:
         """Compute the keys of a dask graph, telling of each that is done (``before`` of ``total`` were earlier)."""
         total = max(total, len(keys) + before)
         emit(Event(stage, before, total))
@@ -71,9 +69,7 @@ class Executor:
                 return list(get_sync(graph, list(keys)))
             return list(get_threaded(graph, list(keys), num_workers=self.n_jobs))
 
-    def _distributed(
-        self, graph: Any, keys: Sequence[Any], stage: str, before: int, total: int
-    ) -> list[Any]:
+    def _distributed(self, graph: Any, keys: Sequence[Any], stage: str, before: int, total: int) -> list[Any]:
         from distributed import as_completed
 
         assert self.client is not None

@@ -62,9 +62,7 @@ def _decide(index: int, blocks: Sequence[NDArray[Any]]) -> Decision:
     return decide(index, _results(blocks, len(blocks)))
 
 
-def _paint(
-    plan: Plan, index: int, blocks: Sequence[NDArray[Any]], decisions: Sequence[Decision]
-) -> NDArray[np.uint64]:
+def _paint(plan: Plan, index: int, blocks: Sequence[NDArray[Any]], decisions: Sequence[Decision]) -> NDArray[np.uint64]:
     core, versions = plan.core(index), []
     results = _results(blocks, len(plan))
     owners = {i: plan.core(i) for i in results}

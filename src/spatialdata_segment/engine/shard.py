@@ -214,9 +214,7 @@ def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, 
         "pairs": anchors[edges].reshape(len(edges), 2 * window.box.ndim),
     }
     box = window.box
-    write_entry(
-        job.proposal(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0}
-    )
+    write_entry(job.proposal(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0})
     return Report(index, box, int(inside.sum()))
 
 

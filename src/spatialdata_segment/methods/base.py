@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from spatialdata_segment.core.statistics import Statistic
 
 
-
 @dataclass(frozen=True)
 class ImageInfo:
     """What a method may know of the image before it sees a pixel.

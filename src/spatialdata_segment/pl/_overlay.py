@@ -105,9 +105,7 @@ def overlay(
         lines = outlines(np.asarray(mask[box.slices])) + np.array([left, top])
         color = palette.get(name) or next(spare)
         ax.add_collection(
-            LineCollection(
-                list(lines), colors=color, linewidths=linewidth, label=name, capstyle="projecting"
-            ),
+            LineCollection(list(lines), colors=color, linewidths=linewidth, label=name, capstyle="projecting"),
             autolim=False,
         )
     ax.set(xlim=(left, right), ylim=(bottom, top), xlabel="x (px)", ylabel="y (px)")
@@ -183,9 +181,7 @@ def _named(labels: Any) -> dict[str, Any]:
     if labels is None:
         return {}
     masks = dict(labels) if isinstance(labels, Mapping) and not hasattr(labels, "shape") else {"cell": labels}
-    return {
-        str(name): _array(mask, f"labels {name!r}", (2,)) for name, mask in masks.items() if mask is not None
-    }
+    return {str(name): _array(mask, f"labels {name!r}", (2,)) for name, mask in masks.items() if mask is not None}
 
 
 def _array(value: Any, name: str, ndim: tuple[int, ...]) -> Any:
@@ -194,9 +190,7 @@ def _array(value: Any, name: str, ndim: tuple[int, ...]) -> Any:
     if not hasattr(array, "shape") or len(array.shape) not in ndim:
         got = getattr(array, "shape", type(value).__name__)
         axes = "(y, x)" if ndim == (2,) else "(y, x) or (c, y, x)"
-        raise InputError(
-            f"{name}: {got}; expected an array {axes}. Take one scale, and one plane of a volume."
-        )
+        raise InputError(f"{name}: {got}; expected an array {axes}. Take one scale, and one plane of a volume.")
     return array
 
 
@@ -213,9 +207,7 @@ def _box(crop: Crop, shape: tuple[int, ...]) -> Box:
             raise InputError(f"Crop {crop}: expected slices without a step.")
         box = Box(tuple(p[0] for p in parts), tuple(p[1] for p in parts))
     if not 0 < box.size <= _MOST_PIXELS:
-        raise InputError(
-            f"Crop {crop} of an image {shape}: expected 1 to {_MOST_PIXELS:,} pixels; pass crop=."
-        )
+        raise InputError(f"Crop {crop} of an image {shape}: expected 1 to {_MOST_PIXELS:,} pixels; pass crop=.")
     return box
 
 

@@ -417,9 +417,7 @@ def _paint(  # type: ignore[no-untyped-def]
                     grain = np.float32(0.55) + np.float32(0.9) * fields[0, z, y, x]
                     stain += table[i1, _AMP] * edge * grain
                 bits = _next(row, 2 * (ox + x))
-                image[0, z0 + z, y0 + y, x0 + x] = _count(
-                    light * stain * np.float32(_DAPI), bits, np.float32(noise)
-                )
+                image[0, z0 + z, y0 + y, x0 + x] = _count(light * stain * np.float32(_DAPI), bits, np.float32(noise))
                 if image.shape[0] < 2:
                     continue
                 stain = np.float32(0.02) + np.float32(0.06) * haze + np.float32(0.3) * speck
@@ -436,9 +434,7 @@ def _paint(  # type: ignore[no-untyped-def]
                     amount = table[i1, _AMP + 1] * (np.float32(1) - share) + other * share
                     stain += amount * (wall + body)
                 bits = _next(row, 2 * (ox + x) + 1)
-                image[1, z0 + z, y0 + y, x0 + x] = _count(
-                    light * stain * np.float32(_WGA), bits, np.float32(noise)
-                )
+                image[1, z0 + z, y0 + y, x0 + x] = _count(light * stain * np.float32(_WGA), bits, np.float32(noise))
 
 
 @_jit
@@ -472,9 +468,7 @@ def render(  # type: ignore[no-untyped-def]
                 oz, oy, ox = start[0] + z0, start[1] + y0, start[2] + x0
                 low = np.empty(3, np.int64)
                 high = np.empty(3, np.int64)
-                for k, (o, n, s) in enumerate(
-                    ((oz, shape[0], step), (oy, shape[1], 1.0), (ox, shape[2], 1.0))
-                ):
+                for k, (o, n, s) in enumerate(((oz, shape[0], step), (oy, shape[1], 1.0), (ox, shape[2], 1.0))):
                     low[k], high[k] = _window(o, n, s, reach, pitch)
                 if planar:
                     low[0], high[0] = 0, 1

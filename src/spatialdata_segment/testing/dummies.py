@@ -232,9 +232,7 @@ def _uphill(value: NDArray[Any]) -> NDArray[np.int64]:
     return at
 
 
-def _sinks(
-    value: NDArray[Any], foreground: NDArray[np.bool_], view: View, trusted: tuple[slice, ...]
-) -> Decoded:
+def _sinks(value: NDArray[Any], foreground: NDArray[np.bool_], view: View, trusted: tuple[slice, ...]) -> Decoded:
     """Label the foreground by the maximum that it leads to; -1 where the way leaves what is known."""
     known = np.zeros(value.shape, bool)
     known[trusted] = True

@@ -159,9 +159,7 @@ def pair_counts(truth: NDArray[Any] | da.Array, found: NDArray[Any] | da.Array) 
     chunks = truth.chunks if isinstance(truth, da.Array) else found.chunks  # type: ignore[union-attr]
     first, second = (da.asarray(labels).rechunk(chunks) for labels in (truth, found))
     count, merge = delayed(_count), delayed(_merge)
-    tables = [
-        count(a, b) for a, b in zip(first.to_delayed().ravel(), second.to_delayed().ravel(), strict=True)
-    ]
+    tables = [count(a, b) for a, b in zip(first.to_delayed().ravel(), second.to_delayed().ravel(), strict=True)]
     while len(tables) > 1:
         tables = [merge(tables[i : i + _FAN_IN]) for i in range(0, len(tables), _FAN_IN)]
     result: Pairs = tables[0].compute() if tables else _merge([])

@@ -63,9 +63,7 @@ def tissues(ndim: int = 2, *, min_side: int = 16, max_side: int = 96) -> SearchS
     )
 
 
-def tissue_images(
-    ndim: int = 2, *, min_side: int = 16, max_side: int = 96
-) -> SearchStrategy[NDArray[np.uint16]]:
+def tissue_images(ndim: int = 2, *, min_side: int = 16, max_side: int = 96) -> SearchStrategy[NDArray[np.uint16]]:
     """Draw ``(c, [z], y, x)`` uint16 images of tissues, ties, saturated, flat and black ones included."""
     from hypothesis import strategies as st
 
@@ -123,9 +121,7 @@ def _labels(shape: tuple[int, ...], seed: int, kind: str, max_id: int) -> NDArra
     else:
         parts = np.zeros(shape, np.int64)
     present, index = np.unique(parts, return_inverse=True)
-    ids = rng.choice(max(max_id, 4 * len(present)), len(present), replace=False).astype(
-        np.uint64
-    ) + np.uint64(1)
+    ids = rng.choice(max(max_id, 4 * len(present)), len(present), replace=False).astype(np.uint64) + np.uint64(1)
     ids[present == 0] = 0
     if kind == "boxes":
         ids[rng.random(len(ids)) < 0.3] = 0
