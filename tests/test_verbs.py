@@ -280,7 +280,7 @@ def test_label_image_refuses():
         label_image(pixels, ExpandNuclei())
     with pytest.raises(InputError, match="starts from pixels"):
         label_image(pixels, "dapi")
-    with pytest.raises(InputError, match="channel 2 is not there"):
+    with pytest.raises(InputError, match="no channel 2; expected 0 to 1"):
         label_image(pixels, ThresholdNuclei(), channels=2)
     with pytest.raises(InputError, match="expected \\(c, y, x\\)"):
         label_image(pixels[0], ThresholdNuclei())

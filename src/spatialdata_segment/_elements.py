@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from spatialdata.transformations import Sequence as SequenceOf
 from spatialdata.transformations import Translation, get_transformation
 from xarray import DataArray, DataTree
 
+from spatialdata_segment._channels import channel_indices
 from spatialdata_segment._outputs import check_outputs, local_store, scales_of
 from spatialdata_segment.errors import InputError, MissingError
 
@@ -93,6 +93,8 @@ def read_image(sdata: SpatialData, image_key: str, scale: str = "scale0") -> Ima
     InputError
         The image has no pixels.
     """
+    if not isinstance(image_key, str):
+        raise InputError(f"image_key={image_key!r}, expected the name of one image: {_names(sdata.images)}")
     if image_key not in sdata.images:
         msg = f"no image {image_key!r} in the object; its images: {_names(sdata.images)}"
         raise MissingError(msg)
@@ -179,29 +181,7 @@ def resolve_channels(ref: ImageRef, channels: Sequence[str | int] | str | int) -
     InputError
         Something that is neither, or a name that several channels bear.
     """
-    wanted = [channels] if isinstance(channels, str | int | np.integer) else channels
-    return tuple(_channel(ref, c) for c in wanted)
-
-
-def _channel(ref: ImageRef, channel: str | int) -> int:
-    names = f"its channels: {', '.join(f'{i}: {n!r}' for i, n in enumerate(ref.channels))}"
-    if isinstance(channel, str):
-        found = [i for i, name in enumerate(ref.channels) if name == channel]
-        if not found:
-            msg = f"image {ref.key!r} has no channel {channel!r}; {names}"
-            raise MissingError(msg)
-        if len(found) > 1:
-            msg = f"image {ref.key!r} has {len(found)} channels named {channel!r}; give the index; {names}"
-            raise InputError(msg)
-        return found[0]
-    if isinstance(channel, bool | np.bool_) or not isinstance(channel, int | np.integer):
-        msg = f"channel {channel!r} is no channel; expected a name or a 0-based index; {names}"
-        raise InputError(msg)
-    index = operator.index(channel)
-    if not 0 <= index < len(ref.channels):
-        msg = f"image {ref.key!r} has no channel {index}; expected 0 to {len(ref.channels) - 1}; {names}"
-        raise MissingError(msg)
-    return index
+    return channel_indices(ref.channels, channels, f"image {ref.key!r}")
 
 
 def stat_fingerprint(ref: ImageRef) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from spatialdata_segment._request import SHARD_SIZE, checked_pixel_size, halo_of
+from spatialdata_segment._channels import channel_indices
+from spatialdata_segment._request import checked_pixel_size, checked_shard_size, halo_of
 from spatialdata_segment.config import as_workflow
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.executor import Executor
@@ -31,7 +32,7 @@ def label_image(
     image: xr.DataArray | da.Array | NDArray[Any],
     method: Method | Callable[..., Any],
     *,
-    channels: Sequence[int] | int | None = None,
+    channels: Sequence[str | int] | str | int | None = None,
     pixel_size: float | Sequence[float] | None = None,
     shard_size: int | None = None,
     overlap_px: int | Sequence[int] | None = None,
@@ -47,7 +48,8 @@ def label_image(
     method
         A method that starts from pixels, or a function from ``(c, [z], y, x)`` to ``([z], y, x)`` integers.
     channels
-        0-based indices of the channels that the method gets, in its order; None: its default ones.
+        Names (of the coordinate ``c``) or 0-based indices of the channels that the method gets, in its order;
+        None: those that it names itself, or its default ones.
     pixel_size
         µm a pixel, a number or one per axis.
     shard_size, overlap_px
@@ -77,8 +79,8 @@ def label_image(
     info = ImageInfo(shape, data.dtype, checked_pixel_size(pixel_size, len(shape)))
     if info.ndim not in chosen.ndims:
         raise InputError(f"{chosen.name} does not work on {info.ndim}D images, and this one has shape {shape}")
-    at = _channels(channels, chosen, data.shape[0])
-    plan = Plan.fewest(shape, shard_size or SHARD_SIZE[len(shape)], halo_of(chosen, info, overlap_px))
+    at = _channels(image, channels, chosen, data.shape[0])
+    plan = Plan.fewest(shape, checked_shard_size(shard_size, len(shape)), halo_of(chosen, info, overlap_px))
     source = data[list(at)]
     if statistics is None:
         statistics = measure_image(source, chosen.statistics(info), plan, Executor(n_jobs), "statistics")
@@ -100,10 +102,12 @@ def _pixels(image: xr.DataArray | da.Array | NDArray[Any]) -> da.Array:
     return image if isinstance(image, da.Array) else da.from_array(np.asarray(image), chunks="auto")
 
 
-def _channels(given: Sequence[int] | int | None, method: Method, n: int) -> tuple[int, ...]:
-    if given is None:
-        given = range(n) if method.default_channels is None else method.default_channels
-    at = (given,) if isinstance(given, int) else tuple(given)
-    if wrong := [i for i in at if not 0 <= i < n]:
-        raise InputError(f"channel {wrong[0]} is not there: the image has {n}, numbered from 0")
-    return at
+def _channels(image: Any, given: Any, method: Method, n: int) -> tuple[int, ...]:
+    """Return the indices of the channels that the method reads: those given, its own, or its default ones."""
+    names = [str(i) for i in range(n)]
+    if isinstance(image, xr.DataArray) and "c" in image.coords:
+        names = [str(c) for c in image.coords["c"].values]
+    wanted = method.channels if given is None else given
+    if wanted is None:
+        wanted = range(n) if method.default_channels is None else method.default_channels
+    return channel_indices(names, wanted) if method.default_channels != () else ()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import dask
 import dask.array as da
 import numpy as np
 import shapely
+from dask.delayed import delayed
 
 from spatialdata_segment import _elements
 from spatialdata_segment.core.plan import Plan
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from spatialdata_segment.config import Workflow
     from spatialdata_segment.methods.base import Method
+
+_HASHED = 1024
+"""Pixels along each axis of the blocks by which a region's mask is hashed."""
 
 SHARD_SIZE = {2: 2048 * 2048, 3: 256**3}
 """Pixels (voxels) of a core where none are asked for."""
@@ -67,7 +71,13 @@ class Region:
         if self.polygons is not None:
             return hashlib.sha256(shapely.to_wkb(self.polygons)).hexdigest()
         assert self.mask is not None
-        return str(dask.base.tokenize(self.mask))
+        blocks = self.mask.rechunk(_HASHED).to_delayed().ravel()
+        sums = da.compute(*(delayed(_crc)(b) for b in blocks))
+        return hashlib.sha256(repr(sums).encode()).hexdigest()
+
+
+def _crc(block: NDArray[np.bool_]) -> int:
+    return zlib.crc32(np.ascontiguousarray(block).data)
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ class Request:
     key_added: str
     shapes: bool
     table: bool
+    roi_key: str | None = None
 
     def source(self, mask: str) -> da.Array:
         """Return the pixels that a mask's method reads, ``(c, [z], y, x)``."""
@@ -200,6 +211,8 @@ def resolve(
             f"image {image_key!r} has no coordinate system {to_coordinate_system!r}: expected one of "
             f"{', '.join(sorted(ref.transformations))}"
         )
+    if ref.data.dtype == np.float16:
+        raise InputError(f"image {image_key!r} has dtype float16, which the kernels do not know: cast it to float32")
     matrix = _elements.pixel_matrix(ref.transformations[to_coordinate_system], len(shape))
     base = tuple(range(len(ref.channels))) if channels is None else _elements.resolve_channels(ref, channels)
     methods = workflow.methods()
@@ -212,15 +225,25 @@ def resolve(
         channels={mask: _inputs(ref, method, base, mask) for mask, method in methods.items()},
         plans=_plans(methods, info, shard_size, overlap_px),
         region=_region(sdata, ref, roi_key, bounding_box, matrix, to_coordinate_system),
-        measured=_elements.resolve_channels(ref, ref.channels if measure_channels is None else measure_channels),
+        measured=_measured(ref, measure_channels),
         matrix=matrix,
         key_added=key_added,
         shapes=shapes,
         table=table,
+        roi_key=roi_key,
     )
     for mask, plan in request.plans.items():
         check_memory(plan, methods[mask], len(request.channels[mask]), info, n_jobs)
     return request
+
+
+def _measured(ref: _elements.ImageRef, wanted: Sequence[str | int] | str | int | None) -> tuple[int, ...]:
+    if wanted is None:
+        return tuple(range(len(ref.channels)))
+    at = _elements.resolve_channels(ref, wanted)
+    if len(set(at)) < len(at):
+        raise InputError(f"measure_channels={wanted!r} names a channel twice: name each once")
+    return at
 
 
 def _needs_no_pixel_size(workflow: Workflow) -> None:
@@ -248,8 +271,6 @@ def _inputs(ref: _elements.ImageRef, method: Method, base: tuple[int, ...], mask
 def _plans(
     methods: dict[str, Method], info: ImageInfo, shard_size: int | None, overlap_px: int | Sequence[int] | None
 ) -> dict[str, Plan]:
-    if shard_size is not None and not (is_whole(shard_size) and shard_size >= 1):
-        raise InputError(f"shard_size={shard_size}, expected the pixels of a core, at least 1 (such as 4_000_000)")
     halos: dict[str, tuple[int, ...]] = {}
     for mask, method in methods.items():
         if info.ndim not in method.ndims:
@@ -259,8 +280,17 @@ def _plans(
             )
         halos[mask] = halo_of(method, info, overlap_px)
     widest = tuple(max(h) for h in zip(*halos.values(), strict=True))
-    cores = Plan.fewest(info.shape, shard_size or SHARD_SIZE[info.ndim], widest)
+    cores = Plan.fewest(info.shape, checked_shard_size(shard_size, info.ndim), widest)
     return {mask: Plan(info.shape, cores.chunks, halo) for mask, halo in halos.items()}
+
+
+def checked_shard_size(given: int | None, ndim: int) -> int:
+    """Return the pixels of a core, at most: the default where none are given."""
+    if given is None:
+        return SHARD_SIZE[ndim]
+    if not (is_whole(given) and given >= 1):
+        raise InputError(f"shard_size={given}, expected the pixels of a core, at least 1 (such as 4_000_000)")
+    return given
 
 
 def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -272,8 +302,8 @@ def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | N
     least = method.context(info)
     if len(given) != info.ndim or not all(is_whole(g) and g >= n for g, n in zip(given, least, strict=True)):
         raise InputError(
-            f"overlap_px={overlap_px} is below the minimum of {method.name}: expected a whole number, or "
-            f"one per axis, of at least {least} pixels"
+            f"overlap_px={overlap_px!r}: expected a whole number, or one per axis, of at least {least} pixels, the "
+            f"minimum of {method.name}"
         )
     return tuple(int(g) for g in given)
 
@@ -282,6 +312,10 @@ def checked_pixel_size(given: float | Sequence[float] | None, ndim: int) -> tupl
     """Return µm a pixel along every axis."""
     if given is None:
         return None
+    try:
+        np.asarray(given, float)
+    except (TypeError, ValueError):
+        raise InputError(f"pixel_size={given!r}, expected µm a pixel above 0: a number, or one per axis") from None
     size = (float(given),) * ndim if np.isscalar(given) else tuple(float(s) for s in given)  # type: ignore[union-attr,arg-type]
     if len(size) != ndim or not all(np.isfinite(s) and s > 0 for s in size):
         raise InputError(f"pixel_size={given}, expected µm a pixel above 0: a number, or one per axis {'zyx'[-ndim:]}")

@@ -108,7 +108,8 @@ def segment(
     shapes, table
         Whether to write outlines, and tables.
     overwrite
-        Replace earlier results of the same names.
+        Replace an earlier result of the same prefix, as a whole: also those of its elements that this one does
+        not have (of another mask, say), because their ids would not go with the new ones.
     progress
         Show progress bars.
 
@@ -170,11 +171,13 @@ def execute(
         folder = stack.enter_context(_scratch(sdata, request, scratch, resume))
         staging = stack.enter_context(Staging(sdata, folder.part("staging")))
         started = time.time()
-        masks, found = run(request, folder, executor, statistics)
+        kept = scratch is not None or _elements.local_store(sdata) is not None
+        masks, found = run(request, folder, executor, statistics, kept=kept)
         outcome = judge(request, masks)
         write(request, masks, outcome, staging, executor, found)
         if overwrite:
-            staging.remove(leftovers(request.key_added, request.names()))
+            stale = leftovers(request.key_added, request.names())
+            staging.remove([name for name in stale if name != request.roi_key])
         staging.commit()
         _write_record(sdata, request, folder, masks, executor, started)
         folder.clear()
@@ -185,10 +188,12 @@ def run(
     folder: Scratch,
     executor: Executor,
     statistics: Mapping[str, Mapping[Statistic, float]] | None = None,
+    *,
+    kept: bool = False,
 ) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
     """Run the masks one after the other; return them, and the statistics by their names.
 
-    ``statistics`` of a mask are measured unless they are handed in.
+    ``statistics`` of a mask are measured unless they are handed in. ``kept``: the scratch outlives a failure.
     """
     masks: dict[str, Mask] = {}
     found: dict[str, dict[str, float]] = {}
@@ -201,7 +206,8 @@ def run(
         if values is None:
             values = measure_image(source, wanted, plan, executor, f"{name} statistics", path)
         found[name] = {s.label: v for s, v in values.items()}
-        jobs[name] = Job(method, request.info, plan, values, source, verify=files is None)
+        kept = kept and method.resumable
+        jobs[name] = Job(method, request.info, plan, values, source, verify=files is None, kept=kept)
     needed = {name: needed_shards(request, name) for name in jobs}
     while len(masks) < len(jobs):
         try:
@@ -254,13 +260,15 @@ def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, res
     else:
         root = temporary = Path(tempfile.mkdtemp(prefix="spatialdata-segment-"))
     try:
-        folder = Scratch(root, fingerprint, given=given is not None, resume=resume and resumable)
+        folder = Scratch(root, fingerprint, given=given is not None, resume=resume, resumable=resumable)
         try:
             yield folder
         except BaseException:
             if not resumable or not folder.holds_entries():
                 folder.clear()
             raise
+        finally:
+            folder.close()
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

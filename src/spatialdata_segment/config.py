@@ -175,6 +175,8 @@ def as_workflow(given: str | Workflow | Method | Callable[..., Any] | Mapping[st
     """
     if isinstance(given, str):
         return get_workflow(given)
+    if isinstance(given, type) and issubclass(given, Method):
+        raise InputError(f"workflow is the class {given.__name__}, expected an instance: {given.__name__}(...)")
     if isinstance(given, Workflow):
         return given
     try:

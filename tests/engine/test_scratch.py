@@ -13,6 +13,7 @@ def _leave(scratch, text="work"):
     shard = scratch.part("cell") / "shards" / "0.shard"
     shard.parent.mkdir(parents=True)
     shard.write_text(text)
+    scratch.close()
     return shard
 
 

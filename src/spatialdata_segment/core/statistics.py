@@ -1,8 +1,8 @@
-"""Statistics of a whole image from histograms of its blocks, in one pass and without an order.
+"""Statistics of a whole image from histograms of its blocks, without an order.
 
 Integers of up to 16 bits are counted exactly. Everything else is counted by the leading bits of its
 float32 form (sign, exponent and 11 bits of the mantissa), so that no range need be known beforehand; a
-value is then known to one part in 4,096.
+value is then known to one part in 4,096 of its distance to the least value of the image.
 """
 
 from __future__ import annotations
@@ -69,8 +69,12 @@ class Histogram:
     non_finite: int = 0
 
     @classmethod
-    def of(cls, block: NDArray[np.generic]) -> Self:
-        """Count one block of one channel."""
+    def of(cls, block: NDArray[np.generic], origin: float = 0.0) -> Self:
+        """Count one block of one channel.
+
+        Integers beyond 16 bits and floats are known to one part in 4,096 of their distance to ``origin``: the
+        least value of the image, the same for all of its blocks.
+        """
         flat = np.ascontiguousarray(block).reshape(-1)
         if flat.dtype == bool:
             flat = flat.view(np.uint8)
@@ -81,11 +85,12 @@ class Histogram:
             bins = np.flatnonzero(counts)
             return cls((bins + low).astype(np.float64), counts[bins], float(bins[0] + low), float(bins[-1] + low))
         counts = np.zeros(_BINS, np.int64)
-        non_finite = int(_count_floats(flat.astype(np.float32).view(np.uint32), counts))
+        relative = (flat - np.float64(origin)).astype(np.float32) if origin else flat.astype(np.float32)
+        non_finite = int(_count_floats(relative.view(np.uint32), counts))
         bins = np.flatnonzero(counts)
         finite = flat[np.isfinite(flat)] if non_finite else flat
         lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (np.inf, -np.inf)
-        values, where = np.unique(_bin_values(bins), return_inverse=True)  # +0, -0 and all between are one
+        values, where = np.unique(_bin_values(bins) + origin, return_inverse=True)  # +0, -0 and all between are one
         merged = np.zeros(len(values), np.int64)
         np.add.at(merged, where, counts[bins])
         return cls(values, merged, lowest, highest, non_finite)

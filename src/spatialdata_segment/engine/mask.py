@@ -27,7 +27,7 @@ from spatialdata_segment.engine.stitch import (
     number,
     read_anchors,
 )
-from spatialdata_segment.errors import ShardError
+from spatialdata_segment.errors import ScratchError, ShardError
 from spatialdata_segment.methods.base import Seeds
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run_mask(
         job = _proposed(job, folder, needed, executor, stage)
     reports = run_shards(job, needed, executor, f"{stage} shards", ".shard")
     windows = Boxes([r.index for r in reports], [r.window for r in reports])
-    stitch = Stitch(job)
+    stitch = Stitch(job.plan, folder / "shards")
     generation = folder / f"{zlib.crc32(b''.join(_crc(job.path(r.index)) for r in reports)):08x}"
     decisions = executor.map(stitch.decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
     anchors = number([r.index for r in reports], decisions, generation, job.plan.shape)
@@ -130,10 +130,16 @@ def run_shards(job: Job, needed: Sequence[int], executor: Executor, stage: str, 
     flat: list[Report | Failure] = []
     for strip in _strips(job, pending):
         graph, keys = shard_graph(job, strip)
-        results = executor.run(graph, keys, stage, len(done) + len(flat), len(needed))
+        try:
+            results = executor.run(graph, keys, stage, len(done) + len(flat), len(needed))
+        except ScratchError:
+            raise
+        except Exception as error:  # noqa: BLE001 (a block that cannot be read: each shard reads its own box)
+            logger.warning("%s: %s; reading shard by shard", stage, error)
+            results = executor.map(partial(_alone, job, suffix), strip, stage)
         flat += [r.item() if isinstance(r, np.ndarray) else r for r in results]
     if failures := [r for r in flat if isinstance(r, Failure)]:
-        raise shard_error(failures, len(needed))
+        raise shard_error(failures, len(needed), kept=job.kept)
     reports = [*done.values(), *(r for r in flat if isinstance(r, Report))]
     return sorted(reports, key=lambda r: r.index)
 
@@ -166,15 +172,28 @@ def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> 
     return sorted(reached.union(needed))
 
 
-def shard_error(failures: list[Failure], total: int) -> ShardError:
+def _alone(job: Job, suffix: str, index: int) -> Any:
+    """Run a shard that reads its own box, unless it is done already."""
+    assert job.folder is not None
+    entry = None if job.verify else sound(job.folder / f"{index:07d}{suffix}")
+    return run_shard(job, index, None) if entry is None else replace(report_of(index, entry), computed=True)
+
+
+def shard_error(failures: list[Failure], total: int, *, kept: bool = False) -> ShardError:
     """Return the error that names the first of the shards that failed."""
     if missing := [f.error.cores for f in failures if isinstance(f.error, MissingCoresError)]:
         raise MissingCoresError(sorted(set().union(*missing)))
     first = min(failures, key=lambda f: f.index)
     others = f" ({len(failures) - 1} other shards failed as well)" if len(failures) > 1 else ""
+    then = (
+        "The finished shards are kept: the same call goes on from them"
+        if kept
+        else "Nothing is kept: to go on from finished shards, pass scratch= (or work in a store), and give a function "
+        "a version, as in Function(function=..., version='1')"
+    )
     error = ShardError(
         f"shard {first.index} of {total}, core [{first.core}], failed: {type(first.error).__name__}: "
-        f"{first.error}{others}. The finished shards are kept: the same call goes on from them"
+        f"{first.error}{others}. {then}"
     )
     error.__cause__ = first.error
     return error

@@ -10,11 +10,15 @@ import shutil
 import threading
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from spatialdata_segment._lock import Lock
 from spatialdata_segment.engine.entries import scratch_error
 from spatialdata_segment.errors import ScratchError
 
 logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
 
 PROGRAM = "spatialdata-segment"
 """Marks the manifest of a folder that may be cleared."""
@@ -38,23 +42,56 @@ class Scratch:
         The user named the folder: one that holds another run is refused, with what differs.
     resume
         False discards what an earlier run left.
+    resumable
+        False: nobody can go on from this run, nor this one from another.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any], *, given: bool, resume: bool) -> None:
-        self.folder = folder if given else folder / digest(fingerprint)
+    def __init__(
+        self, folder: Path, fingerprint: dict[str, Any], *, given: bool, resume: bool, resumable: bool = True
+    ) -> None:
         self.given = given
+        self._lock: Lock | None = None
+        self.folder = folder
+        if not given:
+            unique = "" if resumable else f"-{os.getpid()}-{uuid4().hex[:8]}"
+            self.folder = folder / f"{digest(fingerprint)}{unique}"
+        self._take(folder, fingerprint)
         manifest = self.folder / "run.json"
         try:
-            self._open(manifest, fingerprint, resume)
+            self._open(manifest, fingerprint, resume, resumable)
         except OSError as error:
+            self.close()
             raise scratch_error(manifest, error, 4096) from error
+        except ScratchError:
+            self.close()
+            raise
 
-    def _open(self, manifest: Path, fingerprint: dict[str, Any], resume: bool) -> None:
+    def _take(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        """Lock the folder for this run; where another is at work in it, take one beside it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = Lock(self.folder / LOCK)
+            if lock.acquire(wait=False):
+                self._lock = lock
+                return
+        except OSError as error:
+            raise scratch_error(self.folder, error) from error
+        if self.given:
+            raise ScratchError(f"scratch folder {self.folder} is in use by another run: pass another one")
+        self.folder = folder / f"{digest(fingerprint)}-{os.getpid()}-{uuid4().hex[:8]}"
+
+    def close(self) -> None:
+        """Let other runs use the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _open(self, manifest: Path, fingerprint: dict[str, Any], resume: bool, resumable: bool) -> None:
         before = _read(manifest)
         if not self.given and self.folder.is_dir():
             before = {"program": PROGRAM, **fingerprint}  # the folder's name says it, whatever became of the manifest
         foreign = before is None or before.pop("program", None) != PROGRAM
-        if foreign and self.given and self.folder.is_dir() and any(self.folder.iterdir()):
+        if foreign and self.given and self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
             raise ScratchError(
                 f"scratch folder {self.folder} is not empty and holds no run of this package (or its run.json is "
                 "damaged): pass an empty or a new folder"
@@ -64,7 +101,7 @@ class Scratch:
                 f"scratch folder {self.folder} belongs to another run; different: {_difference(before, fingerprint)}. "
                 "Pass another folder, or resume=False to discard what it holds"
             )
-        if before is not None and (before != fingerprint or not resume):
+        if before is not None and (before != fingerprint or not resume or not resumable):
             self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(manifest, {"program": PROGRAM, **fingerprint})
@@ -83,6 +120,8 @@ class Scratch:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
         for path in self.folder.iterdir():
+            if path.name == LOCK:
+                continue
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 

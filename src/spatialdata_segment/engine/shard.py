@@ -52,6 +52,8 @@ class Job:
         the same checksum.
     maps
         Folder of the maps of an earlier phase, in place of pixels.
+    kept
+        Finished shards outlive a failure of others.
     """
 
     method: Method
@@ -64,17 +66,23 @@ class Job:
     folder: Path | None = None
     verify: bool = False
     maps: Path | None = None
+    kept: bool = False
 
     def path(self, index: int) -> Path:
         """File of a shard's result."""
         assert self.folder is not None
-        return self.folder / f"{index:07d}.shard"
+        return shard_path(self.folder, index)
 
     def proposal(self, index: int) -> Path:
         """File of a shard's maps."""
         folder = self.maps or self.folder
         assert folder is not None
         return folder / f"{index:07d}.maps"
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """File of a shard's result."""
+    return folder / f"{index:07d}.shard"
 
 
 @dataclass(frozen=True)

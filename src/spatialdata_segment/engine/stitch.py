@@ -14,7 +14,7 @@ from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.seams import compose, decide
 from spatialdata_segment.core.shards import dense
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
-from spatialdata_segment.engine.shard import Job, read_result
+from spatialdata_segment.engine.shard import read_result, shard_path
 from spatialdata_segment.methods.base import Seeds
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from spatialdata_segment.core.measure import Moments, Pairs
     from spatialdata_segment.core.plan import Plan
+    from spatialdata_segment.core.shards import ShardResult
 
 
 class MissingCoresError(Exception):
@@ -146,10 +147,11 @@ class Boxes:
 class Stitch:
     """The second stage: reads the committed results of neighbours, and paints the cores."""
 
-    job: Job
+    plan: Plan
+    folder: Path
 
-    def _result(self, index: int) -> Any:
-        return read_result(self.job.path(index), index, self.job.plan)
+    def _result(self, index: int) -> ShardResult:
+        return read_result(shard_path(self.folder, index), index, self.plan)
 
     def decide(self, shard: tuple[int, list[int]]) -> Stands:
         """Decide which objects of a shard stand, given the shards whose windows meet its own."""
@@ -157,7 +159,7 @@ class Stitch:
         results = {i: self._result(i) for i in near}
         decision = decide(index, results)
         objects, local = results[index].objects, np.flatnonzero(decision.kept)
-        plan = self.job.plan
+        plan = self.plan
         return Stands(
             local=(local + 1).astype(np.int32),
             anchor=np.ravel_multi_index(tuple(objects.anchor[local].T), plan.shape),
@@ -177,7 +179,7 @@ class Stitch:
     ) -> Painted:
         """Paint one core, given the shards whose windows meet it, and commit it, unless an earlier run did."""
         index, near = core
-        box = self.job.plan.core(index)
+        box = self.plan.core(index)
         entry = sound(labels.path(index))
         if entry is None:
             painted, contested = compose(box, self._versions(box, near, labels))

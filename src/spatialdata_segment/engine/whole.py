@@ -1,11 +1,11 @@
-"""Statistics of the whole image: one streamed pass, kept in the scratch."""
+"""Statistics of the whole image: streamed, and kept in the scratch."""
 
 from __future__ import annotations
 
 import json
 import logging
 import zlib
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from spatialdata_segment.engine.scratch import write_json
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -83,27 +83,50 @@ def _histograms(
     source: da.Array, channels: list[int], plan: Plan, executor: Executor, stage: str
 ) -> dict[int, Histogram]:
     image = source[channels].rechunk((len(channels), *plan.chunks), threshold=1 << 40)
-    counted = da.map_blocks(
-        _count,
-        image,
-        dtype=object,
-        chunks=((1,), *((1,) * n for n in plan.grid)),
-        meta=np.empty((0,) * image.ndim, object),
-    )
-    keys = [(counted.name, 0, *at) for at in np.ndindex(*plan.grid)]
-    graph: Any = counted.__dask_graph__()
+    origins = [0.0] * len(channels)
+    if image.dtype.itemsize > 2:  # what is not counted exactly is counted from its least value
+        parts = list(_over_blocks(_least, image, plan, executor, f"{stage}: range"))
+        origins = np.min(np.concatenate(parts), axis=0).tolist()
     total: list[Histogram] | None = None
-    for start in range(0, len(keys), _BATCH):
-        batch = keys[start : start + _BATCH]
-        results = executor.run(graph.cull(batch), batch, stage, start, len(keys))
-        parts = [r.item() for r in results]
-        merged = [reduce(add, column) for column in zip(*parts, strict=True)]
+    for batch in _over_blocks(partial(_count, origins=origins), image, plan, executor, stage):
+        merged = [reduce(add, column) for column in zip(*batch, strict=True)]
         total = merged if total is None else [a + b for a, b in zip(total, merged, strict=True)]
     assert total is not None
     return dict(zip(channels, total, strict=True))
 
 
-def _count(block: NDArray[Any]) -> NDArray[Any]:
+def _over_blocks(
+    function: Callable[[NDArray[Any]], Any], image: da.Array, plan: Plan, executor: Executor, stage: str
+) -> Iterator[list[Any]]:
+    """Yield what a function says of the blocks, in batches."""
+    told = da.map_blocks(
+        partial(_told, function),
+        image,
+        dtype=object,
+        chunks=((1,), *((1,) * n for n in plan.grid)),
+        meta=np.empty((0,) * image.ndim, object),
+    )
+    keys = [(told.name, 0, *at) for at in np.ndindex(*plan.grid)]
+    graph: Any = told.__dask_graph__()
+    for start in range(0, len(keys), _BATCH):
+        batch = keys[start : start + _BATCH]
+        yield [r.item() for r in executor.run(graph.cull(batch), batch, stage, start, len(keys))]
+
+
+def _told(function: Callable[[NDArray[Any]], Any], block: NDArray[Any]) -> NDArray[Any]:
     out = np.empty((1,) * block.ndim, object)
-    out.flat[0] = [Histogram.of(channel) for channel in block]
+    out.flat[0] = function(block)
     return out
+
+
+def _least(block: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the least finite value of each channel."""
+    values = block.reshape(len(block), -1)
+    finite = np.isfinite(values) if values.dtype.kind == "f" else True
+    top = np.inf if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+    least = np.min(values, axis=1, initial=top, where=finite).astype(np.float64)
+    return np.where(np.isfinite(least), least, 0.0)[None]
+
+
+def _count(block: NDArray[Any], origins: Sequence[float]) -> list[Histogram]:
+    return [Histogram.of(channel, origin) for channel, origin in zip(block, origins, strict=True)]

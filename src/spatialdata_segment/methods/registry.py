@@ -67,6 +67,11 @@ def get_method(name: str) -> type[Method]:
 def get_workflow(name: str) -> Workflow:
     """Return a workflow by name; `MissingError` lists the known ones."""
     _load_entry_points()
+    if name in _methods and name not in _workflows:
+        raise MissingError(
+            f"{name!r} is a method, and no workflow: expected one of {', '.join(sorted(_workflows))}, or "
+            f"Workflow(nucleus={name!r})"
+        )
     return _workflows[_known(name, _workflows, "workflow")]
 
 

@@ -89,5 +89,6 @@ def _smooth(image: NDArray[Any], sigma: float) -> NDArray[Any]:
         return image
     from scipy.ndimage import gaussian_filter
 
-    smooth: NDArray[Any] = gaussian_filter(image, sigma, output=np.float32, mode="nearest", truncate=4.0)
+    precision = np.float32 if image.dtype.itemsize <= 2 else np.float64
+    smooth: NDArray[Any] = gaussian_filter(image, sigma, output=precision, mode="nearest", truncate=4.0)
     return smooth
