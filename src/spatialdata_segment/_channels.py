@@ -12,6 +12,8 @@ from spatialdata_segment.errors import InputError, MissingError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import dask.array as da
+
 
 def channel_indices(
     names: Sequence[str], wanted: Sequence[str | int] | str | int, what: str = "the image"
@@ -29,6 +31,16 @@ def channel_indices(
     if not listed:
         raise InputError(f"channels={wanted!r} names no channel; {_known(names)}")
     return tuple(_index(names, c, what) for c in listed)
+
+
+def pick_channels(pixels: da.Array, at: Sequence[int]) -> da.Array:
+    """Return some channels of ``(c, [z], y, x)``; a run of them as a slice, which dask reads straight away."""
+    first = at[0] if at else 0
+    if list(at) == list(range(first, first + len(at))):
+        picked: da.Array = pixels[first : first + len(at)]
+    else:
+        picked = pixels[list(at)]
+    return picked
 
 
 def _known(names: Sequence[str]) -> str:

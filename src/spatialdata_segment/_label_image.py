@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from spatialdata_segment._channels import channel_indices
+from spatialdata_segment._channels import channel_indices, pick_channels
 from spatialdata_segment._request import checked_pixel_size, checked_shard_size, halo_of
 from spatialdata_segment.config import as_workflow
 from spatialdata_segment.core.plan import Plan
@@ -81,7 +81,7 @@ def label_image(
         raise InputError(f"{chosen.name} does not work on {info.ndim}D images, and this one has shape {shape}")
     at = _channels(image, channels, chosen, data.shape[0])
     plan = Plan.fewest(shape, checked_shard_size(shard_size, len(shape)), halo_of(chosen, info, overlap_px))
-    source = data[list(at)]
+    source = pick_channels(data, at)
     if statistics is None:
         statistics = measure_image(source, chosen.statistics(info), plan, Executor(n_jobs), "statistics")
     labels = lazy_labels(Job(chosen, info, plan, statistics, source))

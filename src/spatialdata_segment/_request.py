@@ -14,6 +14,7 @@ import shapely
 from dask.delayed import delayed
 
 from spatialdata_segment import _elements
+from spatialdata_segment._channels import pick_channels
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.errors import InputError, is_whole
@@ -119,8 +120,7 @@ class Request:
 
     def source(self, mask: str) -> da.Array:
         """Return the pixels that a mask's method reads, ``(c, [z], y, x)``."""
-        source: da.Array = self.ref.data.data[list(self.channels[mask])]
-        return source
+        return pick_channels(self.ref.data.data, self.channels[mask])
 
     @property
     def is_measured(self) -> bool:

@@ -14,6 +14,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 
+from spatialdata_segment._channels import pick_channels
 from spatialdata_segment._table import candidates_table, cells_table
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.contours import Outlines, merge, trace
@@ -182,7 +183,7 @@ def _write_blocks(
     grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
     if not (request.table and request.measured):
         return executor.map(partial(_write_block, spec, image=None), list(product(*map(range, grid))), "writing")
-    image = request.ref.data.data[list(request.measured)]
+    image = pick_channels(request.ref.data.data, request.measured)
     image = image.rechunk((len(request.measured), *chunks), threshold=1 << 40)
     written = da.map_blocks(
         partial(_write_with_image, spec),

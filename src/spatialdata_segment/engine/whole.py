@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
+from spatialdata_segment._channels import pick_channels
 from spatialdata_segment.core.statistics import Histogram, Statistic
 from spatialdata_segment.engine.scratch import write_json
 from spatialdata_segment.errors import InputError
@@ -82,7 +83,7 @@ def _check(values: Mapping[str, float]) -> int:
 def _histograms(
     source: da.Array, channels: list[int], plan: Plan, executor: Executor, stage: str
 ) -> dict[int, Histogram]:
-    image = source[channels].rechunk((len(channels), *plan.chunks), threshold=1 << 40)
+    image = pick_channels(source, channels).rechunk((len(channels), *plan.chunks), threshold=1 << 40)
     origins = [0.0] * len(channels)
     if image.dtype.itemsize > 2:  # what is not counted exactly is counted from its least value
         parts = list(_over_blocks(_least, image, plan, executor, f"{stage}: range"))
