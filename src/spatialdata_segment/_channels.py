@@ -25,11 +25,9 @@ def channel_indices(
     MissingError
         A name or an index that is not there; the message lists those that are.
     InputError
-        Something that is neither, no channel at all, or a name that several channels bear.
+        Something that is neither, or a name that several channels bear.
     """
     listed = [wanted] if isinstance(wanted, str | int | np.integer) else list(wanted)
-    if not listed:
-        raise InputError(f"channels={wanted!r} names no channel; {_known(names)}")
     return tuple(_index(names, c, what) for c in listed)
 
 

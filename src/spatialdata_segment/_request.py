@@ -215,6 +215,8 @@ def resolve(
         raise InputError(f"image {image_key!r} has dtype float16, which the kernels do not know: cast it to float32")
     matrix = _elements.pixel_matrix(ref.transformations[to_coordinate_system], len(shape))
     base = tuple(range(len(ref.channels))) if channels is None else _elements.resolve_channels(ref, channels)
+    if not base:
+        raise InputError(f"channels={channels!r} names no channel, expected some of {', '.join(ref.channels)}")
     methods = workflow.methods()
     if info.pixel_size is None:
         _needs_no_pixel_size(workflow)
