@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WAITING_BYTES = 32e6
+_WAITING_BYTES = 24e6
 """Pixels of blocks that may wait for their neighbours to be read, about."""
 
 
@@ -154,7 +154,7 @@ def _strips(job: Job, pending: Sequence[int]) -> list[list[int]]:
     core = float(np.prod([max(c) for c in plan.chunks]))
     block = core * max(job.source.shape[0], 1) * job.source.dtype.itemsize
     across = len(plan.grid) - 1
-    width = max(6, int((_WAITING_BYTES / (2 * block)) ** (1 / across)) - 2)
+    width = max(4, int((_WAITING_BYTES / (2 * block)) ** (1 / across)) - 2)
     at = np.stack(np.unravel_index(np.array(pending, np.int64), plan.grid), axis=1)
     strips: dict[tuple[int, ...], list[int]] = {}
     for index, strip in zip(pending, (at[:, 1:] // width).tolist(), strict=True):
