@@ -15,11 +15,15 @@ from spatialdata_segment.core.matching import (
     assign_ids,
     match,
     resolve,
-    size_keep,
 )
 from spatialdata_segment.core.measure import Pairs, measure, nearest_pixel, pair_counts
 from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.errors import InputError
+
+
+def size_keep(area, *, pixel_area=None, **bounds):
+    code = SizeFilter(**bounds).judge(area, pixel_area)
+    return code == Reason.KEPT, code
 
 
 def picture(text):

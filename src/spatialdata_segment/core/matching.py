@@ -128,20 +128,6 @@ class SizeFilter:
         return float(np.exp(logs.mean() - reach)), float(np.exp(logs.mean() + reach))
 
 
-def size_keep(
-    area: Ints,
-    *,
-    min_size: float | None = None,
-    max_size: float | None = None,
-    confidence_interval: float | None = None,
-    unit: Unit = "px",
-    pixel_area: float | None = None,
-) -> tuple[NDArray[np.bool_], Codes]:
-    """Return which objects a :class:`SizeFilter` keeps, and the code of the :class:`Reason` for each."""
-    code = SizeFilter(min_size, max_size, confidence_interval, unit).judge(area, pixel_area)
-    return code == Reason.KEPT, code
-
-
 @dataclass(frozen=True)
 class Rules:
     """What decides which objects are kept.
