@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import shapely
+import zarr
 from dask.delayed import delayed
 
 from spatialdata_segment import _elements
 from spatialdata_segment._channels import pick_channels
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.memory import check_memory
+from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.methods.base import ImageInfo
 
@@ -121,6 +123,11 @@ class Request:
     def source(self, mask: str) -> da.Array:
         """Return the pixels that a mask's method reads, ``(c, [z], y, x)``."""
         return pick_channels(self.ref.data.data, self.channels[mask])
+
+    def stored(self, channels: tuple[int, ...]) -> Stored | None:
+        """Return channels of the image on disk, where the pixels are nothing but what lies there."""
+        path = self.ref.array_path
+        return None if path is None else Stored(zarr.open_array(path, mode="r"), channels)
 
     @property
     def is_measured(self) -> bool:

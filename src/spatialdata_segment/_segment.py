@@ -207,7 +207,16 @@ def run(
             values = measure_image(source, wanted, plan, executor, f"{name} statistics", path)
         found[name] = {s.label: v for s, v in values.items()}
         kept = kept and method.resumable
-        jobs[name] = Job(method, request.info, plan, values, source, verify=files is None, kept=kept)
+        jobs[name] = Job(
+            method,
+            request.info,
+            plan,
+            values,
+            source,
+            request.stored(request.channels[name]),
+            verify=files is None,
+            kept=kept,
+        )
     needed = {name: needed_shards(request, name) for name in jobs}
     while len(masks) < len(jobs):
         try:

@@ -154,7 +154,7 @@ class Staging:
         with self._disk(f"labels {name!r}"):
             folder = self._write("labels", name, template)
             levels = _ngff.stretch(folder, pyramid, chunks)
-            return zarr.open_array(levels[0], mode="r+")
+            return zarr.open_array(levels[0], mode="r+", config={"write_empty_chunks": True})  # writers know better
 
     def finish_labels(self, name: str) -> None:
         """Build the coarser levels of staged labels from the disk, chunk by chunk."""

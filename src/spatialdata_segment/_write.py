@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -21,6 +22,7 @@ from spatialdata_segment.core.contours import Outlines, merge, trace
 from spatialdata_segment.core.matching import Fate, Reason, Resolution, resolve
 from spatialdata_segment.core.measure import Intensities, combine_intensities, intensity_sums, locate, map_labels
 from spatialdata_segment.core.objects import Objects
+from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._staging import Staging
     from spatialdata_segment.engine.executor import Executor
     from spatialdata_segment.engine.mask import Mask
-    from spatialdata_segment.engine.stitch import CoreLabels
+    from spatialdata_segment.engine.stitch import StitchedLabels
 
 logger = logging.getLogger(__name__)
 
@@ -132,13 +134,17 @@ def write(
         )
         for name in request.written
     }
-    blocks = _write_blocks(request, masks, outcome, arrays, chunks, executor)
-    for name in request.written:
-        staging.finish_labels(f"{request.key_added}_{name}_labels")
+    with ThreadPoolExecutor(1) as aside:  # a table is many small files, which the blocks need not wait for
+        candidates = aside.submit(_stage_candidates, request, outcome, staging) if request.table else None
+        blocks = _write_blocks(request, masks, outcome, arrays, chunks, executor)
+        for name in request.written:
+            staging.finish_labels(f"{request.key_added}_{name}_labels")
+        if candidates is not None:
+            candidates.result()
     if request.shapes:
         _stage_shapes(request, blocks, staging)
     if request.table:
-        _stage_tables(request, outcome, blocks, staging, statistics)
+        _stage_cells(request, outcome, blocks, staging, statistics)
     warn_if_empty(request.ref.key, outcome.fate(outcome.main), sum(len(o) for o in outcome.objects.values()))
 
 
@@ -146,7 +152,7 @@ def write(
 class _Target:
     """One written labels element: where its candidates are read, what they become, where they go."""
 
-    labels: CoreLabels
+    labels: StitchedLabels
     ids: NDArray[np.int64]
     final: NDArray[np.int64]
     array: zarr.Array[Any]
@@ -181,8 +187,12 @@ def _write_blocks(
     }
     spec = _Spec(targets, "cell" if "cell" in targets else "nucleus", request.shapes, chunks, request.info.shape)
     grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
+    places = list(product(*map(range, grid)))
     if not (request.table and request.measured):
-        return executor.map(partial(_write_block, spec, image=None), list(product(*map(range, grid))), "writing")
+        return executor.map(partial(_write_block, spec, image=None), places, "writing")
+    stored = request.stored(request.measured)
+    if stored is not None and stored.fits(chunks):
+        return executor.map(partial(_write_block, spec, image=stored), places, "writing")
     image = pick_channels(request.ref.data.data, request.measured)
     image = image.rechunk((len(request.measured), *chunks), threshold=1 << 40)
     written = da.map_blocks(
@@ -203,7 +213,7 @@ def _write_with_image(spec: _Spec, block: NDArray[Any], block_id: tuple[int, ...
     return out
 
 
-def _write_block(spec: _Spec, at: tuple[int, ...], image: NDArray[Any] | None) -> _Block:
+def _write_block(spec: _Spec, at: tuple[int, ...], image: NDArray[Any] | Stored | None) -> _Block:
     """Write one chunk of every labels element; outline and measure what is in it."""
     start = tuple(i * c for i, c in zip(at, spec.chunks, strict=True))
     box = Box(start, tuple(min(a + c, n) for a, c, n in zip(start, spec.chunks, spec.shape, strict=True)))
@@ -218,7 +228,7 @@ def _write_block(spec: _Spec, at: tuple[int, ...], image: NDArray[Any] | None) -
             first = box.start[0] if labels.ndim == 3 else 0
             outlines[name] = [(first + z, trace(p, (box.start[-2], box.start[-1]))) for z, p in enumerate(planes)]
         if image is not None and name == spec.main:
-            intensities = intensity_sums(labels, image)
+            intensities = intensity_sums(labels, image.read(box) if isinstance(image, Stored) else image)
     return _Block(outlines, intensities)
 
 
@@ -247,7 +257,7 @@ def _frame(planes: dict[int, Outlines], ndim: int) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame(columns, geometry=np.concatenate([o.geometry for o in planes.values()]))
 
 
-def _stage_tables(
+def _stage_cells(
     request: Request,
     outcome: Outcome,
     blocks: list[_Block],
@@ -275,7 +285,11 @@ def _stage_tables(
             metadata=metadata,
         ),
     )
-    both = {m: (replace(o, ids=np.arange(1, len(o) + 1)), _renumbered(outcome, m)) for m, o in outcome.objects.items()}
+
+
+def _stage_candidates(request: Request, outcome: Outcome, staging: Staging) -> None:
+    objects = outcome.objects.items()
+    both = {m: (replace(o, ids=np.arange(1, len(o) + 1)), _renumbered(outcome, m)) for m, o in objects}
     staging.table(
         f"{request.key_added}_candidates",
         candidates_table(

@@ -1,7 +1,11 @@
 """Ownership where two shards agree; where they do not, see ``tests/engine/test_adversarial.py``."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from spatialdata_segment.core.boxes import Box
@@ -62,6 +66,34 @@ def test_known_labels_are_put_together_again(truth, plan):
     assert len(np.unique(np.stack([painted, truth]).reshape(2, -1), axis=1)[0]) == n + 1
     assert ((painted > 0) == (truth > 0)).all()
     assert contested == sum(d.twins + d.adopted for d in decisions.values()) == 0
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**16), plan=st.sampled_from(list(PLANS.values())), rate=st.sampled_from([0.0, 0.05, 0.3]))
+def test_objects_known_by_their_digests_as_by_their_pixels(truth, seed, plan, rate):
+    """Some shards lose an object, some see one smaller: the same decisions as without any digest."""
+    rng = np.random.default_rng(seed)
+    results = {}
+    for i, result in cut(truth, plan).items():
+        labels = result.labels.read(result.window.box).copy()
+        for label in range(1, labels.max() + 1):
+            kind = rng.random()
+            if kind < rate:
+                labels[labels == label] = 0
+            elif kind < 2 * rate:
+                labels[(labels == label) & ~ndimage.binary_erosion(labels == label)] = 0
+        labels, _ = dense(labels)
+        objects = ShardObjects.of(labels, None, result.window)
+        results[i] = ShardResult(i, result.window, Labels(result.window.box, labels), objects)
+    unlike = {}
+    for i, result in results.items():
+        digest = np.arange(len(result.objects), dtype=np.uint64) + np.uint64(1000 * i)
+        unlike[i] = replace(result, objects=replace(result.objects, digest=digest))
+    for i in results:
+        fast, slow = decide(i, results), decide(i, unlike)
+        np.testing.assert_array_equal(fast.kept, slow.kept)
+        np.testing.assert_array_equal(fast.overlaps, slow.overlaps)
+        assert (fast.twins, fast.adopted) == (slow.twins, slow.adopted)
 
 
 def test_shard_without_objects():

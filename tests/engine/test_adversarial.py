@@ -155,6 +155,39 @@ def test_contested_pixels_go_to_the_first_anchor_in_any_order():
         assert contested == 8
 
 
+class Greedy(Method):
+    """Squares around marked pixels: wide where the core holds the pixel, narrow elsewhere; the first comes first."""
+
+    name: ClassVar[str] = "greedy"
+    map_dtype: ClassVar[str] = "uint8"
+
+    def context(self, image):
+        return (10,) * image.ndim
+
+    def predict(self, image, view):
+        return image[:1]
+
+    def decode(self, maps, view):
+        labels = np.zeros(maps.shape[1:], np.int32)
+        points = np.argwhere(maps[0] > 0)
+        core = view.window.core.within(view.window.box)
+        for i, (y, x) in enumerate(points):
+            inside = core[0].start <= y < core[0].stop and core[1].start <= x < core[1].stop
+            r = 6 if inside else 3
+            square = labels[max(y - r, 0) : y + r + 1, max(x - r, 0) : x + r + 1]
+            square[square == 0] = i + 1
+        return Decoded(labels, points)
+
+
+def test_objects_that_overlap_are_measured_by_what_is_left_of_them(tmp_path):
+    points = np.array([[12, 16], [12, 24]])
+    found = tile(_marked((24, 40), points), Greedy(), make_plan((24, 40), (24, 20), (0, 12)), tmp_path)
+    assert found.mask.evidence["contested_px"] == 5 * 13 - 2 * 7  # the narrow one takes these from the wide one
+    assert found.mask.objects.area.tolist() == [13 * 13, 8 * 13] == np.bincount(found.labels.ravel())[1:].tolist()
+    assert found.mask.objects.bbox.tolist() == [[6, 10, 19, 23], [6, 23, 19, 31]]
+    assert found.mask.objects.anchor.tolist() == points.tolist()
+
+
 def _result(index, image, core, columns, anchor):
     box = Box((0, max(core[0] - 12, 0)), (10, min(core[1] + 12, 40)))
     window = Window(box, Box((0, core[0]), (10, core[1])), image)

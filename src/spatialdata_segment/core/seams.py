@@ -17,6 +17,7 @@ import numpy as np
 
 from spatialdata_segment.core.jit import kernel
 from spatialdata_segment.core.measure import pair_counts
+from spatialdata_segment.core.shards import as_volume, volume_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spatialdata_segment.core.boxes import Box
-    from spatialdata_segment.core.shards import ShardResult
+    from spatialdata_segment.core.shards import ShardObjects, ShardResult
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,13 @@ class Decision:
         Owned objects dropped because a lower shard owns the same object.
     adopted
         Objects that nobody owned.
+    overlaps
+        ``(k, 2)`` int64: another shard, and the label there of an object that shares pixels with a kept one and
+        may be kept as well. Empty where the shards agree.
     """
 
     kept: NDArray[np.bool_]
+    overlaps: NDArray[np.int64]
     twins: int = 0
     adopted: int = 0
 
@@ -52,8 +57,7 @@ def decide(index: int, results: Mapping[int, ShardResult]) -> Decision:
     objects = mine.objects
     kept = objects.owned.copy()
     orphan = objects.touches & ~objects.owned
-    if not len(objects):
-        return Decision(kept)
+    shared = [np.zeros((0, 3), np.int64)]
     covered = np.zeros(len(objects), np.int64)
     twin = np.zeros(len(objects), np.bool_)
     taken = np.zeros(len(objects), np.bool_)
@@ -61,10 +65,16 @@ def decide(index: int, results: Mapping[int, ShardResult]) -> Decision:
         common = mine.window.box.intersect(theirs.window.box)
         if other == index or common.size == 0 or not len(theirs.objects):
             continue
-        if not any((_disputable(r) & _meets(r.objects.bbox, common)).any() for r in (mine, theirs)):
+        if _agree(mine, theirs, common) and _agree(theirs, mine, common):
+            covered[_among(objects, theirs.objects.owned, theirs)] = objects.area.max(initial=0)
+            if other < index:
+                taken |= _among(objects, theirs.objects.touches & ~theirs.objects.owned, theirs)
             continue
         a, b, same, count = _versions(mine, theirs, common)
         owned = theirs.objects.owned[b]
+        covers = objects.owned[a] & (2 * count > theirs.objects.area[b])
+        may = owned | (theirs.objects.touches[b] & ~covers)
+        shared.append(np.column_stack([a, np.full(len(a), other), b + 1])[may])
         np.add.at(covered, a[owned], count[owned])
         if other < index:
             twin[a[same & owned]] = True
@@ -73,7 +83,23 @@ def decide(index: int, results: Mapping[int, ShardResult]) -> Decision:
     adopted = orphan & (2 * covered <= objects.area) & ~taken
     kept &= ~twin
     kept |= adopted
-    return Decision(kept, int(twin.sum()), int(adopted.sum()))
+    pairs = np.concatenate(shared)
+    return Decision(kept, pairs[kept[pairs[:, 0]], 1:], int(twin.sum()), int(adopted.sum()))
+
+
+def _among(objects: ShardObjects, which: NDArray[np.bool_], theirs: ShardResult) -> NDArray[np.bool_]:
+    """Tell which objects are, pixel for pixel, among ``which`` of another shard."""
+    return np.isin(objects.digest, theirs.objects.digest[which])
+
+
+def _agree(one: ShardResult, other: ShardResult, common: Box) -> bool:
+    """Tell whether all that could be in dispute is in the other shard as well, pixel for pixel.
+
+    If that holds both ways, every object has one owner, and the objects of one owner share no pixel with those of
+    the other: in a shard, labels do not overlap.
+    """
+    asked = _disputable(one) & _meets(one.objects.bbox, common)
+    return bool(np.isin(one.objects.digest[asked], other.objects.digest).all())
 
 
 def _versions(
@@ -106,42 +132,47 @@ def _meets(bbox: NDArray[np.int64], box: Box) -> NDArray[np.bool_]:
 
 
 def compose(
-    core: Box, versions: Iterable[tuple[Box, NDArray[np.int32], NDArray[np.int64]]]
-) -> tuple[NDArray[np.int64], int]:
-    """Paint the objects that stand into one core.
+    box: Box, versions: Iterable[tuple[Box, NDArray[np.integer], NDArray[np.integer]]]
+) -> tuple[NDArray[np.integer], int]:
+    """Paint the objects that stand into a box.
 
     Parameters
     ----------
-    core
-        The box to paint.
+    box
+        What to paint.
     versions
-        For each shard whose window meets the core: the common box, the shard's labels there, and the id
-        of each of its objects (position 0 is the background), 0 for those that do not stand.
+        For each shard whose window meets the box: the common part, the shard's labels there, and the id
+        of each of its objects (position 0 is the background), 0 for those that do not stand; all uint32 or all
+        int64.
 
     Returns
     -------
-    int64 ids of the core's pixels, and the number of contested pixels.
+    The ids of the pixels, of the type of the ids given (uint32 if none are), and the number of contested pixels.
     """
-    out = np.zeros(core.shape, np.int64)
+    out: NDArray[np.integer] | None = None
     contested = 0
-    for box, labels, ids in versions:
+    for common, labels, ids in versions:
+        if out is None:
+            out = np.zeros(box.shape, ids.dtype)
         if ids.any():
-            part = out[box.within(core)]
-            painted = np.ascontiguousarray(part)
-            contested += int(_paint(painted.reshape(-1), np.ascontiguousarray(labels).reshape(-1), ids))
-            part[...] = painted
-    return out, contested
+            at = volume_index(tuple(s.start for s in common.within(box)), 0)
+            contested += int(_paint(as_volume(out), at, as_volume(labels), ids))
+    return (np.zeros(box.shape, np.uint32) if out is None else out), contested
 
 
 @kernel
-def _paint(out: Any, labels: Any, ids: Any) -> Any:
+def _paint(out: Any, at: Any, labels: Any, ids: Any) -> Any:
     contested = 0
-    for i in range(out.size):
-        s = labels[i]
-        if s > 0 and ids[s] > 0:
-            now = out[i]
-            if now != 0 and now != ids[s]:
-                contested += 1
-            if now == 0 or ids[s] < now:
-                out[i] = ids[s]
+    nz, ny, nx = labels.shape
+    for z in range(nz):
+        for y in range(ny):
+            row = out[z + at[0], y + at[1]]
+            for x in range(nx):
+                s = labels[z, y, x]
+                if s > 0 and ids[s] > 0:
+                    now = row[x + at[2]]
+                    if now != 0 and now != ids[s]:
+                        contested += 1
+                    if now == 0 or ids[s] < now:
+                        row[x + at[2]] = ids[s]
     return contested

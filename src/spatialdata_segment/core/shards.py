@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -11,6 +11,8 @@ from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.jit import kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from spatialdata_segment.core.plan import Window
@@ -26,19 +28,25 @@ class ShardObjects:
         ``(n, ndim)`` int64.
     area
         ``(n,)`` int64: pixels in the window.
+    sums
+        ``(n, ndim)`` int64: the sum of the pixel indices.
     bbox
         ``(n, 2 * ndim)`` int64: starts, then stops.
     owned
         ``(n,)`` bool: the anchor lies in the core.
     touches
         ``(n,)`` bool: a pixel lies in the core.
+    digest
+        ``(n,)`` uint64 over the pixels and the anchor: equal where two windows show the same object alike.
     """
 
     anchor: NDArray[np.int64]
     area: NDArray[np.int64]
+    sums: NDArray[np.int64]
     bbox: NDArray[np.int64]
     owned: NDArray[np.bool_]
     touches: NDArray[np.bool_]
+    digest: NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.area)
@@ -49,15 +57,29 @@ class ShardObjects:
         n = int(labels.max(initial=0)) if anchor is None else len(anchor)
         volume, start = as_volume(labels), (0,) * (3 - labels.ndim) + window.box.start
         low, high = volume_index(window.core.start, 0), volume_index(window.core.stop, 1)
-        area, sums, bbox, touches = _summary(volume, n, np.array(start), low, high)
+        area, sums, bbox, touches, digest = _summary(volume, n, np.array(start), low, high)
         here = slice(3 - labels.ndim, 3)
         if anchor is None:
             anchor = _nearest(volume, area, sums, bbox, np.array(start))[:, here]
         anchor = np.ascontiguousarray(anchor, np.int64)
         return cls(
-            anchor, area, np.column_stack([bbox[:, :3][:, here], bbox[:, 3:][:, here]]),
-            window.core.holds(anchor), touches,
-        )  # fmt: skip
+            anchor=anchor,
+            area=area,
+            sums=(sums + area[:, None] * bbox[:, :3])[:, here],
+            bbox=np.column_stack([bbox[:, :3][:, here], bbox[:, 3:][:, here]]),
+            owned=window.core.holds(anchor),
+            touches=touches,
+            digest=_with_points(digest, anchor),
+        )
+
+    def take(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> Self:
+        """Return the objects at ``index`` (a mask or positions)."""
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Return the objects of all parts, one after the other."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,7 @@ class Labels:
         self.box = box
         self._array = array
 
-    def read(self, box: Box) -> NDArray[np.int32]:
+    def read(self, box: Box) -> NDArray[np.integer]:
         """Return the labels of ``box``, which lies inside."""
         return self._array[box.within(self.box)]
 
@@ -146,8 +168,27 @@ def _look_up(flat: Any, lut: Any, out: Any) -> Any:
 
 
 @kernel
+def _mixed(value: Any) -> Any:
+    """Spread the bits of an uint64 (the finalizer of MurmurHash3)."""
+    value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    value = (value ^ (value >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return value ^ (value >> np.uint64(33))
+
+
+@kernel
+def _with_points(digest: Any, points: Any) -> Any:
+    out = digest.copy()
+    for i in range(len(points)):
+        mixed = np.uint64(0)
+        for k in range(points.shape[1]):
+            mixed = _mixed(mixed + np.uint64(points[i, k]))
+        out[i] += mixed
+    return out
+
+
+@kernel
 def _summary(labels: Any, n: Any, start: Any, low: Any, high: Any) -> Any:
-    """Area, coordinate sums (from each bbox start), bbox and contact with the core, of labels 1..n."""
+    """Area, coordinate sums (from each bbox start), bbox, contact with the core, digest, of labels 1..n."""
     nz, ny, nx = labels.shape
     area = np.zeros(n, np.int64)
     sums = np.zeros((n, 3), np.int64)
@@ -155,6 +196,7 @@ def _summary(labels: Any, n: Any, start: Any, low: Any, high: Any) -> Any:
     bbox[:, :3] = np.iinfo(np.int64).max
     bbox[:, 3:] = -1
     touches = np.zeros(n, np.bool_)
+    digest = np.zeros(n, np.uint64)
     for z in range(nz):
         gz = z + start[0]
         for y in range(ny):
@@ -173,6 +215,7 @@ def _summary(labels: Any, n: Any, start: Any, low: Any, high: Any) -> Any:
                 length = x - first
                 a, b = first + start[2], x + start[2]
                 area[i] += length
+                digest[i] += _mixed(_mixed(_mixed(_mixed(np.uint64(gz)) + np.uint64(gy)) + np.uint64(a)) + np.uint64(b))
                 sums[i, 0] += length * gz
                 sums[i, 1] += length * gy
                 sums[i, 2] += (a + b - 1) * length // 2
@@ -187,7 +230,7 @@ def _summary(labels: Any, n: Any, start: Any, low: Any, high: Any) -> Any:
     for i in range(n):
         for k in range(3):
             sums[i, k] -= area[i] * bbox[i, k]
-    return area, sums, bbox, touches
+    return area, sums, bbox, touches, digest
 
 
 @kernel

@@ -77,7 +77,7 @@ class Seen:
 
     def result(self, index: int) -> ShardResult:
         """Return the shard's result."""
-        labels = np.maximum(self.labels, 0)
+        labels = self.labels if self.labels.min(initial=0) == 0 else np.maximum(self.labels, 0)
         return ShardResult(index, self.window, Labels(self.window.box, labels), self.objects)
 
 
@@ -99,7 +99,7 @@ def look_again(seen: Seen, halo: tuple[int, ...], context: tuple[int, ...], look
     while not seen.is_resolved:
         window = seen.window
         wider = Window(window.box.grow(reach, window.image), window.core, window.image)
-        boxes = _patches(seen, reach)
+        boxes = _patches(seen, reach, max(context))
         if boxes is None or 2 * sum(b.size for b in boxes) > wider.box.size:
             seen = look(wider)
             reach = tuple(2 * r for r in reach)
@@ -109,20 +109,38 @@ def look_again(seen: Seen, halo: tuple[int, ...], context: tuple[int, ...], look
     return seen
 
 
-def _patches(seen: Seen, reach: tuple[int, ...]) -> list[Box] | None:
+def _patches(seen: Seen, reach: tuple[int, ...], context: int) -> list[Box] | None:
     """Boxes around what is not seen whole, joined where they meet; None where there are too many."""
-    ndim, objects, window = len(reach), seen.objects, seen.window
-    boxes = [Box(tuple(b[:ndim]), tuple(b[ndim:])) for b in objects.bbox[seen.doubtful].tolist()]
-    hidden = seen.labels[window.core.within(window.box)] < 0
+    boxes = _around(seen.objects.bbox[seen.doubtful], seen.window, reach, context)
+    hidden = seen.labels[seen.window.core.within(seen.window.box)] < 0
     if hidden.any():
-        parts, _ = ndimage.label(hidden, np.ones((3,) * ndim))
+        parts, _ = ndimage.label(hidden, np.ones((3,) * hidden.ndim))
         for found in ndimage.find_objects(parts):
-            start = tuple(s.start + o for s, o in zip(found, window.core.start, strict=True))
-            stop = tuple(s.stop + o for s, o in zip(found, window.core.start, strict=True))
-            boxes.append(Box(start, stop))
+            start = tuple(s.start + o for s, o in zip(found, seen.window.core.start, strict=True))
+            stop = tuple(s.stop + o for s, o in zip(found, seen.window.core.start, strict=True))
+            boxes.append(Box(start, stop).grow(reach, seen.window.image))
     if len(boxes) > _MANY:
         return None
-    return _joined([b.grow(reach, window.image) for b in boxes])
+    return _joined(boxes)
+
+
+def _around(bbox: NDArray[np.int64], window: Window, reach: tuple[int, ...], context: int) -> list[Box]:
+    """Boxes that should show the objects of ``bbox`` whole: ``reach`` farther where the window cut them.
+
+    An object that the window does not cut anywhere is in doubt for another reason: ``reach`` on every side.
+    """
+    ndim, image = window.box.ndim, window.image
+    cut = np.hstack(
+        [
+            (bbox[:, :ndim] - window.box.start <= context) & window.open_low,
+            (window.box.stop - bbox[:, ndim:] <= context) & window.open_high,
+        ]
+    )
+    cut |= ~cut.any(axis=1, keepdims=True)
+    far = np.where(cut, np.tile(reach, 2), context + 1)
+    low, high = bbox[:, :ndim] - far[:, :ndim], bbox[:, ndim:] + far[:, ndim:]
+    pairs = zip(low.tolist(), high.tolist(), strict=True)
+    return [Box(tuple(a), tuple(b)).intersect(image) for a, b in pairs]
 
 
 def _joined(boxes: list[Box]) -> list[Box]:
@@ -157,7 +175,11 @@ def _patch(
         settled &= inside | (found.labels[window.core.within(box)] > 0)
         if window.is_whole or settled[asked].all():
             return found
-        box = box.grow(reach, window.image)
+        cut = np.unique(found.labels[window.core.within(box)][asked & ~settled])
+        wider = box
+        for b in _around(found.objects.bbox[cut[cut > 0] - 1], window, reach, max(context)):
+            wider = wider.union(b)
+        box = wider if wider != box else box.grow(reach, window.image)
         reach = tuple(2 * r for r in reach)
 
 
@@ -174,9 +196,9 @@ def _merged(seen: Seen, patches: list[Seen], unresolved: NDArray[np.bool_]) -> S
     numbers[2:][stays] = np.arange(1, int(stays.sum()) + 1)
     canvas = np.zeros(box.shape, np.int32)
     canvas[seen.window.box.within(box)] = pick(seen.labels, numbers)
-    anchors, complete = [seen.objects.anchor[stays]], [seen.complete[stays]]
+    parts, complete = [seen.objects.take(stays)], [seen.complete[stays]]
     known = {tuple(a) for a in seen.objects.anchor[stays & seen.objects.owned].tolist()}
-    count = int(stays.sum())
+    count, overlap = int(stays.sum()), False
     for patch, which in zip(patches, chosen, strict=True):
         fresh = [i for i in which.tolist() if tuple(patch.objects.anchor[i].tolist()) not in known]
         known |= {tuple(patch.objects.anchor[i].tolist()) for i in fresh}
@@ -185,12 +207,16 @@ def _merged(seen: Seen, patches: list[Seen], unresolved: NDArray[np.bool_]) -> S
         count += len(fresh)
         common = patch.window.box.intersect(box)
         part = canvas[common.within(box)]
-        np.copyto(part, pick(patch.labels[common.within(patch.window.box)], numbers), where=part == 0)
-        anchors.append(patch.objects.anchor[fresh])
+        new = pick(patch.labels[common.within(patch.window.box)], numbers)
+        overlap |= bool(((new > 0) & (part > 0)).any())
+        np.copyto(part, new, where=part == 0)
+        parts.append(patch.objects.take(np.array(fresh, np.int64)))
         complete.append(patch.complete[fresh])
     window = Window(box, core, seen.window.image)
-    objects = ShardObjects.of(canvas, np.concatenate(anchors), window)
-    objects = replace(objects, owned=objects.owned & (objects.area > 0))
+    objects = ShardObjects.concatenate(parts)
+    if overlap:  # some have lost pixels
+        objects = ShardObjects.of(canvas, objects.anchor, window)
+        objects = replace(objects, owned=objects.owned & (objects.area > 0))
     return Seen(window, canvas, objects, np.concatenate(complete))
 
 

@@ -1,4 +1,4 @@
-"""One mask of an image, from pixels to stitched candidates: shards, decisions, composed cores."""
+"""One mask of an image, from pixels to stitched candidates: shards, decisions, ids."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ import dask.array as da
 import numpy as np
 
 from spatialdata_segment.core.boxes import Box
-from spatialdata_segment.core.measure import combine_pairs
+from spatialdata_segment.core.measure import combine, combine_pairs
 from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.suppress import greedy
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
 from spatialdata_segment.engine.shard import Failure, Job, Report, report_of, run_shard
 from spatialdata_segment.engine.stitch import (
     Boxes,
-    CoreLabels,
     MissingCoresError,
     Stands,
-    Stitch,
+    StitchedLabels,
+    are_disjoint,
     candidates_of,
+    count_pairs,
+    decide_shard,
+    measure_core,
     number,
     read_anchors,
 )
@@ -67,7 +70,7 @@ class Mask:
     objects: Objects
     covered: Objects
     pairs: Pairs | None
-    labels: CoreLabels
+    labels: StitchedLabels
     evidence: dict[str, int] = field(default_factory=dict)
 
 
@@ -77,7 +80,7 @@ def run_mask(
     needed: Sequence[int],
     executor: Executor,
     stage: str,
-    other: CoreLabels | None = None,
+    other: StitchedLabels | None = None,
     *,
     measured: bool = True,
 ) -> Mask:
@@ -90,20 +93,20 @@ def run_mask(
     if job.method.proposes:
         job = _proposed(job, folder, needed, executor, stage)
     reports = run_shards(job, needed, executor, f"{stage} shards", ".shard")
-    windows = Boxes([r.index for r in reports], [r.window for r in reports])
-    stitch = Stitch(job.plan, folder / "shards")
-    generation = folder / f"{zlib.crc32(b''.join(_crc(job.path(r.index)) for r in reports)):08x}"
-    decisions = executor.map(stitch.decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
-    anchors = number([r.index for r in reports], decisions, generation, job.plan.shape)
-    labels = CoreLabels(job.plan, generation, generation / "anchors.entry")
-    cores = [(i, windows.meeting(job.plan.core(i))) for i in _touched(job.plan, needed, decisions)]
-    paint = partial(stitch.compose, labels=labels, other=other, wide=len(anchors) >= 1 << 31)
-    painted = executor.map(partial(paint, measured=measured), cores, f"{stage} stitching")
-    contested = sum(p.contested for p in painted)
-    if contested and not measured:  # an object may have lost every pixel
-        painted = executor.map(partial(paint, measured=True), cores, f"{stage} sizes")
-    parts = [p.moments for p in painted if p.moments is not None]
-    objects, covered = candidates_of(anchors, parts, measured or contested > 0)
+    indices = [r.index for r in reports]
+    boxes = np.array([[*r.window.start, *r.window.stop] for r in reports], np.int64)
+    windows = Boxes(np.array(indices, np.int64), boxes)
+    generation = folder / f"{zlib.crc32(b''.join(_crc(job.path(i)) for i in indices)):08x}"
+    decide = partial(decide_shard, plan=job.plan, folder=folder / "shards", measured=measured)
+    decisions = executor.map(decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
+    anchors, moments = number(indices, boxes, decisions, generation, job.plan.shape)
+    labels = StitchedLabels(job.plan, folder / "shards", generation)
+    contested = 0
+    if not are_disjoint(indices, decisions):  # what is left of an object is known from its pixels alone
+        cores = _touched(job.plan, needed, decisions)
+        found = executor.map(partial(measure_core, labels=labels), cores, f"{stage} sizes")
+        moments, contested = combine(m for m, _ in found), sum(n for _, n in found)
+    objects, covered = candidates_of(anchors, moments)
     evidence = {
         "shards": len(reports),
         "computed": sum(r.computed for r in reports),
@@ -113,7 +116,10 @@ def run_mask(
         "contested_px": contested,
         "covered": len(covered),
     }
-    pairs = combine_pairs(p.pairs for p in painted if p.pairs is not None) if other is not None else None
+    pairs = None
+    if other is not None:
+        count = partial(count_pairs, labels=labels, other=other)
+        pairs = combine_pairs(executor.map(count, _touched(job.plan, needed, decisions), f"{stage} matching"))
     return Mask(objects, covered, pairs, labels, evidence)
 
 
@@ -162,14 +168,14 @@ def _strips(job: Job, pending: Sequence[int]) -> list[list[int]]:
     return [strips[key] for key in sorted(strips)]
 
 
-def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> list[int]:
-    """Return the cores to paint: those asked for, and all that an object of theirs reaches."""
+def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> list[Box]:
+    """Return the cores that hold a pixel of an object: those asked for, and all that one of theirs reaches."""
     if len(needed) == len(plan):
-        return list(needed)
+        return [plan.core(i) for i in needed]
     ndim = len(plan.shape)
     spans = {span for d in decisions for span in d.spans}
     reached = {i for s in spans for i in plan.within(s[:ndim], s[ndim:])}
-    return sorted(reached.union(needed))
+    return [plan.core(i) for i in sorted(reached.union(needed))]
 
 
 def _alone(job: Job, suffix: str, index: int) -> Any:

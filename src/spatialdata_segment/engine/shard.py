@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.core.statistics import Statistic
+    from spatialdata_segment.engine.stored import Stored
     from spatialdata_segment.methods.base import ImageInfo, Method
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Job:
         What to run, on what, where.
     source
         The method's channels of the whole image, lazy, for windows beyond the block that came.
+    stored
+        The same on disk, where they are nothing but what lies there.
     seeds
         Reads the seeds of a box, where the method needs some.
     folder
@@ -61,6 +64,7 @@ class Job:
     plan: Plan
     statistics: Mapping[Statistic, float]
     source: da.Array
+    stored: Stored | None = None
     device: str = "cpu"
     seeds: Callable[[Box], Seeds] | None = None
     folder: Path | None = None
@@ -160,7 +164,7 @@ def report_of(index: int, entry: Entry) -> Report:
 def _pixels(job: Job, window: Window, block: NDArray[Any] | None) -> NDArray[Any]:
     """Return the pixels of a window: the block where it suffices, else read from the source."""
     if block is None or block.shape[1:] != window.box.shape:
-        block = np.asarray(job.source[(slice(None), *window.box.slices)].compute(scheduler="synchronous"))
+        block = _read(job, window.box)
     block = np.ascontiguousarray(block)
     if block.dtype.kind == "f" and not np.isfinite(block).all():
         at = np.argwhere(~np.isfinite(block))[0]
@@ -174,6 +178,12 @@ def _pixels(job: Job, window: Window, block: NDArray[Any] | None) -> NDArray[Any
     block = block.view()
     block.flags.writeable = False
     return block
+
+
+def _read(job: Job, box: Box) -> NDArray[Any]:
+    if job.stored is not None:
+        return job.stored.read(box)
+    return np.asarray(job.source[(slice(None), *box.slices)].compute(scheduler="synchronous"))
 
 
 def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) -> tuple[ShardResult, int]:
@@ -242,14 +252,8 @@ def load(method: Method, device: str) -> object:
 
 def _commit(path: Path, result: ShardResult, meta: Mapping[str, Any]) -> None:
     objects, box = result.objects, result.window.box
-    arrays: dict[str, NDArray[Any]] = {
-        "labels": result.labels.read(box),
-        "anchor": objects.anchor,
-        "area": objects.area,
-        "bbox": objects.bbox,
-        "owned": objects.owned,
-        "touches": objects.touches,
-    }
+    labels = result.labels.read(box).astype(np.uint16 if len(objects) < 1 << 16 else np.int32, copy=False)
+    arrays = {"labels": labels, **{f.name: getattr(objects, f.name) for f in fields(objects)}}
     write_entry(path, arrays, {**meta, "window": [box.start, box.stop], "n": len(objects)})
 
 
@@ -260,7 +264,7 @@ class StoredLabels(Labels):
         self.box = box
         self._entry = entry
 
-    def read(self, box: Box) -> NDArray[np.int32]:
+    def read(self, box: Box) -> NDArray[np.integer]:
         """Return the labels of ``box``, which lies inside."""
         inner = Box(
             tuple(a - o for a, o in zip(box.start, self.box.start, strict=True)),
@@ -278,6 +282,6 @@ def read_result(path: Path, index: int, plan: Plan) -> ShardResult:
 @lru_cache(maxsize=64)
 def _read_result(path: Path, _state: tuple[int, ...], index: int, plan: Plan) -> ShardResult:
     entry = Entry(path)
-    objects = ShardObjects(*(entry.read(n) for n in ("anchor", "area", "bbox", "owned", "touches")))
+    objects = ShardObjects(**{f.name: entry.read(f.name) for f in fields(ShardObjects)})
     box = Box(*map(tuple, entry.meta["window"]))
     return ShardResult(index, Window(box, plan.core(index), plan.image), StoredLabels(box, entry), objects)

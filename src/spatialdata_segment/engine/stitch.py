@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialdata_segment.core.boxes import Box
-from spatialdata_segment.core.measure import combine, measure, pair_counts
+from spatialdata_segment.core.measure import Moments, measure, pair_counts
 from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.seams import compose, decide
 from spatialdata_segment.core.shards import dense
-from spatialdata_segment.engine.entries import Entry, sound, write_entry
+from spatialdata_segment.engine.entries import Entry, write_entry
 from spatialdata_segment.engine.shard import read_result, shard_path
 from spatialdata_segment.methods.base import Seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from spatialdata_segment.core.measure import Moments, Pairs
+    from spatialdata_segment.core.measure import Pairs
     from spatialdata_segment.core.plan import Plan
-    from spatialdata_segment.core.shards import ShardResult
 
 
 class MissingCoresError(Exception):
@@ -40,49 +39,93 @@ class MissingCoresError(Exception):
 
 
 @dataclass(frozen=True)
-class CoreLabels:
-    """Candidate ids of the whole image, composed, as entries of one core each."""
+class StitchedLabels:
+    """Candidate ids of the whole image, painted on demand from the entries that the shards left."""
 
     plan: Plan
+    shards: Path
     folder: Path
-    anchors: Path
-
-    def path(self, index: int) -> Path:
-        """File of one core."""
-        return self.folder / f"{index:07d}.core"
 
     def ids(self, shard: int) -> Path:
         """File of the candidate ids of a shard's objects."""
-        return self.folder / f"{shard:07d}.ids"
+        return ids_path(self.folder, shard)
+
+    @property
+    def index(self) -> Index:
+        """What was stitched."""
+        return read_index(self.folder)
 
     def read(self, box: Box, *, partial: bool = False) -> NDArray[np.integer]:
-        """Return the candidate ids of any box; 0 where a core was not computed, if that is allowed.
+        """Return the candidate ids of any box.
+
+        ``partial``: where a shard was not computed, only what reaches there from others.
 
         Raises
         ------
         MissingCoresError
-            If a core was not computed, and ``partial`` is False.
+            If a shard was not computed, and ``partial`` is False.
         """
-        parts, missing = [], []
-        for index in self.plan.touched(box):
-            path, core = self.path(index), self.plan.core(index)
-            if not path.exists():
-                missing.append(index)
-                continue
-            common = core.intersect(box)
-            inner = Box(*(tuple(int(i) for i in np.subtract(e, core.start)) for e in (common.start, common.stop)))
-            parts.append((common, Entry(path).read("labels", inner)))
-        if missing and not partial:
+        return self.paint(box, partial=partial)[0]
+
+    def paint(self, box: Box, *, partial: bool = False) -> tuple[NDArray[np.integer], int]:
+        """Return the candidate ids of any box, and the number of its contested pixels."""
+        index = self.index
+        if not partial and (missing := index.lacks(self.plan.touched(box))):
             raise MissingCoresError(missing)
-        out = np.zeros(box.shape, np.result_type(np.int32, *(labels.dtype for _, labels in parts)))
-        for common, labels in parts:
-            out[common.within(box)] = labels
-        return out
+        return compose(box, self._versions(box, index.windows.meeting(box)))
+
+    def _versions(self, box: Box, near: list[int]) -> Iterator[tuple[Box, NDArray[np.integer], NDArray[np.integer]]]:
+        for i in near:
+            result = read_result(shard_path(self.shards, i), i, self.plan)
+            common = result.window.box.intersect(box)
+            yield common, result.labels.read(common), Entry(self.ids(i)).read("ids")
 
     def seeds(self, box: Box) -> Seeds:
         """Return the objects of a box as seeds, numbered by their anchors' order."""
         labels, ids = dense(self.read(box))
-        return Seeds(labels, read_anchors(self.anchors)[ids.astype(np.int64) - 1] - np.array(box.start))
+        return Seeds(labels, self.index.anchors[ids.astype(np.int64) - 1] - np.array(box.start))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The shards of a stitched mask, and the anchors of its candidates.
+
+    Attributes
+    ----------
+    shards
+        Those that were computed.
+    windows
+        What they show.
+    anchors
+        ``(n, ndim)`` int64, of the candidates 1..n.
+    """
+
+    shards: frozenset[int]
+    windows: Boxes
+    anchors: NDArray[np.int64]
+
+    def lacks(self, shards: Iterable[int]) -> list[int]:
+        """Return those of ``shards`` that were not computed."""
+        return [i for i in shards if i not in self.shards]
+
+
+def ids_path(folder: Path, shard: int) -> Path:
+    """File of the candidate ids of a shard's objects."""
+    return folder / f"{shard:07d}.ids"
+
+
+def read_index(folder: Path) -> Index:
+    """Return what was stitched; kept in memory."""
+    path = folder / "index.entry"
+    status = path.stat()
+    return _read_index(path, (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@lru_cache(maxsize=4)
+def _read_index(path: Path, _state: tuple[int, ...]) -> Index:
+    entry = Entry(path)
+    shards, windows, anchors = (entry.read(name) for name in ("shards", "windows", "anchors"))
+    return Index(frozenset(shards.tolist()), Boxes(shards, windows), anchors)
 
 
 def read_anchors(path: Path) -> NDArray[np.int64]:
@@ -110,122 +153,122 @@ class Stands:
         The parts of the plan's grid that they reach, as `Plan.span` has them.
     size
         Number of all objects of the shard.
+    overlaps
+        ``(k, 2)`` int64: another shard, and the label there of an object that shares pixels with one that stands
+        here, and that may stand as well.
+    moments
+        What was measured of the objects that stand, if it was asked for; its ids are the labels.
     """
 
     local: NDArray[np.int32]
     anchor: NDArray[np.int64]
     spans: list[tuple[int, ...]]
     size: int
+    overlaps: NDArray[np.int64]
+    moments: Moments | None
     twins: int
     adopted: int
 
 
-@dataclass(frozen=True)
-class Painted:
-    """One composed core."""
-
-    moments: Moments | None
-    pairs: Pairs | None
-    contested: int
-
-
 class Boxes:
-    """Windows of shards, to find those that meet a box."""
+    """Windows of shards, ``(k, 2 * ndim)`` starts and stops, to find those that meet a box."""
 
-    def __init__(self, indices: Sequence[int], boxes: Sequence[Box]) -> None:
-        self._indices = np.array(indices, np.int64)
-        self._start = np.array([b.start for b in boxes], np.int64)
-        self._stop = np.array([b.stop for b in boxes], np.int64)
+    def __init__(self, shards: NDArray[np.int64], windows: NDArray[np.int64]) -> None:
+        self._shards = shards
+        self._start, self._stop = np.hsplit(windows, 2)
 
     def meeting(self, box: Box) -> list[int]:
         """Return the shards whose windows share pixels with a box, in raster order."""
         meets = np.all((self._start < box.stop) & (self._stop > box.start), axis=1)
-        return sorted(self._indices[meets].tolist())
+        return sorted(self._shards[meets].tolist())
 
 
-@dataclass(frozen=True)
-class Stitch:
-    """The second stage: reads the committed results of neighbours, and paints the cores."""
+def decide_shard(shard: tuple[int, list[int]], plan: Plan, folder: Path, *, measured: bool) -> Stands:
+    """Decide which objects of a shard stand, given the shards whose windows meet its own.
 
-    plan: Plan
-    folder: Path
+    ``measured``: tell their sizes and places as well.
+    """
+    index, near = shard
+    results = {i: read_result(shard_path(folder, i), i, plan) for i in near}
+    decision = decide(index, results)
+    objects, kept = results[index].objects, np.flatnonzero(decision.kept)
+    local = kept.astype(np.int32) + 1
+    moments = Moments(local.astype(np.int64), *(a[kept] for a in (objects.area, objects.sums, objects.bbox)))
+    return Stands(
+        local=local,
+        anchor=np.ravel_multi_index(tuple(objects.anchor[kept].T), plan.shape),
+        spans=[tuple(s) for s in np.unique(plan.span(objects.bbox[kept]), axis=0).tolist()],
+        size=len(objects),
+        overlaps=decision.overlaps,
+        moments=moments if measured else None,
+        twins=decision.twins,
+        adopted=decision.adopted,
+    )
 
-    def _result(self, index: int) -> ShardResult:
-        return read_result(shard_path(self.folder, index), index, self.plan)
 
-    def decide(self, shard: tuple[int, list[int]]) -> Stands:
-        """Decide which objects of a shard stand, given the shards whose windows meet its own."""
-        index, near = shard
-        results = {i: self._result(i) for i in near}
-        decision = decide(index, results)
-        objects, local = results[index].objects, np.flatnonzero(decision.kept)
-        plan = self.plan
-        return Stands(
-            local=(local + 1).astype(np.int32),
-            anchor=np.ravel_multi_index(tuple(objects.anchor[local].T), plan.shape),
-            spans=[tuple(s) for s in np.unique(plan.span(objects.bbox[local]), axis=0).tolist()],
-            size=len(objects),
-            twins=decision.twins,
-            adopted=decision.adopted,
-        )
+def are_disjoint(indices: Sequence[int], decisions: Sequence[Stands]) -> bool:
+    """Tell whether no pixel belongs to two objects that stand."""
+    standing = {i: d.local for i, d in zip(indices, decisions, strict=True)}
+    return not any(
+        np.isin(d.overlaps[d.overlaps[:, 0] == other, 1], standing[other]).any()
+        for d in decisions
+        for other in np.unique(d.overlaps[:, 0]).tolist()
+    )
 
-    def compose(
-        self,
-        core: tuple[int, list[int]],
-        labels: CoreLabels,
-        other: CoreLabels | None,
-        wide: bool,
-        measured: bool,
-    ) -> Painted:
-        """Paint one core, given the shards whose windows meet it, and commit it, unless an earlier run did."""
-        index, near = core
-        box = self.plan.core(index)
-        entry = sound(labels.path(index))
-        if entry is None:
-            painted, contested = compose(box, self._versions(box, near, labels))
-            small = painted if wide else painted.astype(np.int32)
-            write_entry(labels.path(index), {"labels": small}, {"contested": contested})
-        else:
-            painted, contested = entry.read("labels"), entry.meta["contested"]
-        pairs = pair_counts(other.read(box), painted) if other is not None else None
-        return Painted(measure(painted, box.start) if measured else None, pairs, contested)
 
-    def _versions(self, core: Box, near: list[int], labels: CoreLabels) -> Any:
-        for i in near:
-            result = self._result(i)
-            common = result.window.box.intersect(core)
-            yield common, result.labels.read(common), Entry(labels.ids(i)).read("ids")
+def measure_core(core: Box, labels: StitchedLabels) -> tuple[Moments, int]:
+    """Measure what is left of each object where they overlap; return the number of contested pixels too."""
+    painted, contested = labels.paint(core, partial=True)
+    return measure(painted, core.start), contested
+
+
+def count_pairs(core: Box, labels: StitchedLabels, other: StitchedLabels) -> Pairs:
+    """Count the pixels of a core that each object shares with each of another mask, that one's first."""
+    return pair_counts(other.read(core), labels.read(core, partial=True))
 
 
 def number(
-    indices: Sequence[int], decisions: Sequence[Stands], folder: Path, shape: tuple[int, ...]
-) -> NDArray[np.int64]:
-    """Give what stands its ids, 1..n in raster order of the anchors; keep them, and return the anchors."""
+    indices: Sequence[int],
+    windows: NDArray[np.int64],
+    decisions: Sequence[Stands],
+    folder: Path,
+    shape: tuple[int, ...],
+) -> tuple[NDArray[np.int64], Moments | None]:
+    """Give what stands its ids, 1..n in raster order of the anchors, and keep them.
+
+    Returns
+    -------
+    The ``(n, ndim)`` anchors, and what the shards measured, if they did.
+    """
     flat = np.concatenate([np.zeros(0, np.int64), *(d.anchor for d in decisions)])
     order = np.argsort(flat, kind="stable")
-    number = np.empty(len(order), np.int64)
+    number = np.empty(len(order), np.int64 if len(order) >= 1 << 32 else np.uint32)
     number[order] = np.arange(1, len(order) + 1)
     start = 0
-    for index, d in zip(indices, decisions, strict=True):
-        ids = np.zeros(d.size + 1, np.int64)
+    for shard, d in zip(indices, decisions, strict=True):
+        ids = np.zeros(d.size + 1, number.dtype)
         ids[d.local] = number[start : start + len(d.local)]
         start += len(d.local)
-        write_entry(folder / f"{index:07d}.ids", {"ids": ids})
+        write_entry(ids_path(folder, shard), {"ids": ids})
     anchors = np.stack(np.unravel_index(flat[order], shape), axis=1)
-    write_entry(folder / "anchors.entry", {"anchors": anchors})
-    return anchors
+    index = {"shards": np.array(indices, np.int64), "windows": windows, "anchors": anchors}
+    write_entry(folder / "index.entry", index)
+    parts = [d.moments for d in decisions if d.moments is not None]
+    if not parts:
+        return anchors, None
+    area, sums, bbox = (np.concatenate([getattr(p, f) for p in parts])[order] for f in ("area", "sums", "bbox"))
+    return anchors, Moments(np.arange(1, len(order) + 1), area, sums, bbox)
 
 
-def candidates_of(anchors: NDArray[np.int64], parts: list[Moments], measured: bool) -> tuple[Objects, Objects]:
+def candidates_of(anchors: NDArray[np.int64], moments: Moments | None) -> tuple[Objects, Objects]:
     """Return the candidates that hold pixels, and those that hold none any more."""
     n, ndim = anchors.shape
-    if not measured:
-        return Objects.unmeasured(np.arange(1, n + 1), anchors), Objects.empty(ndim)
-    moments = combine(parts) if parts else None
-    present = np.zeros(0, np.int64) if moments is None else moments.ids
-    lost = np.setdiff1d(np.arange(1, n + 1), present)
+    ids = np.arange(1, n + 1)
+    if moments is None:
+        return Objects.unmeasured(ids, anchors), Objects.empty(ndim)
+    lost = np.setdiff1d(ids, moments.ids)
     at = anchors[lost - 1]
     covered = Objects(lost, at, np.zeros(len(lost), np.int64), at.astype(float), np.column_stack([at, at]))
-    if moments is None or not len(present):
+    if not len(moments):
         return Objects.empty(ndim), covered
-    return moments.objects(anchors[present - 1]), covered
+    return moments.objects(anchors[moments.ids - 1]), covered
