@@ -10,15 +10,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
+from skimage.graph import MCP_Geometric
+from skimage.segmentation import find_boundaries
 
-from spatialdata_segment import ThresholdNuclei, pl, segment
+from spatialdata_segment import SeededWatershed, ThresholdNuclei, pl, segment
 from spatialdata_segment._demo import demo_tissue, demo_workflow
+from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.plan import Window
+from spatialdata_segment.core.statistics import Histogram
+from spatialdata_segment.methods.base import ImageInfo, Method, Seeds, View
 from spatialdata_segment.testing import Tissue
 
 STATIC = Path(__file__).parent / "_static"
 OWNERS = "#4c9be8", "#f28e2b", "#59a14f", "#b07aa1"
 INK = "#333333"
+NUCLEUS, CELL = "#ffd92f", "#ff4fd8"
 TOP, LEFT, WINDOW = 460, 300, (260, 500)
+SHOWN = Box((120, 130), (250, 260))
 
 
 def overlay_picture() -> None:
@@ -107,6 +115,97 @@ def way_picture() -> None:
         figure.savefig(STATIC / "way.svg", metadata={"Date": None})
 
 
+def classical_pictures() -> None:
+    """The steps of the nuclei, and of the cells that grow from them."""
+    dapi, wga = _crowded().image().compute()
+    at = SHOWN.slices
+    nuclei = ThresholdNuclei(object_radius=9)
+    view = _whole(nuclei, dapi)
+    maps = nuclei.predict(dapi[None], view)
+    found = nuclei.decode(maps, view)
+    distance = distance_transform_edt(maps[0])
+    labels, peaks = found.labels, found.anchors
+    assert peaks is not None
+    y, x = (peaks[((peaks >= SHOWN.start) & (peaks < SHOWN.stop)).all(1)] - SHOWN.start).T
+    figure, axes = _panels(
+        "1. nuclear stain", "2. above the local threshold", "3. distance, and its peaks", "4. flooded from the peaks"
+    )
+    axes[0].imshow(_grey(dapi[at]), cmap="gray")
+    axes[1].imshow(maps[0][at], cmap="gray")
+    axes[2].imshow(distance[at], cmap="magma")
+    axes[2].scatter(x, y, s=30, c="#7df9ff", marker="x", linewidths=1.4)
+    axes[3].imshow(_outlined(dapi[at], (labels[at], NUCLEUS)))
+    _save(figure, "classical_nuclei.png")
+
+    cells = SeededWatershed()
+    view = _whole(cells, wga, Seeds(labels.astype(np.int32), peaks))
+    maps = cells.predict(wga[None], view)
+    potential = 1 - maps[1] / 65535
+    share = np.clip((potential - cells.min_clip) / (cells.max_clip - cells.min_clip), 0, 1)
+    time, _ = MCP_Geometric(1 / (0.1 + 0.9 * share)).find_costs(list(zip(*np.nonzero(labels), strict=True)))
+    grown = cells.decode(maps, view).labels
+    figure, axes = _panels("5. membrane stain", "6. potential, and the nuclei", "7. travel time", "8. cells")
+    axes[0].imshow(_grey(wga[at]), cmap="gray")
+    axes[1].imshow(_outlined(share[at], (labels[at], NUCLEUS), top=1))
+    axes[2].imshow(np.where(labels[at] > 0, np.nan, time[at]), cmap="viridis_r", vmax=40)
+    axes[3].imshow(_outlined(wga[at], (grown[at], CELL), (labels[at], NUCLEUS)))
+    _save(figure, "classical_cells.png")
+
+
+def parameters_picture() -> None:
+    """What contrast, object_radius and min_distance do."""
+    dapi = _crowded().image().compute()[0]
+    changed = {"contrast": (0.15, 0.7), "object_radius": (3, 30), "min_distance": (2, 20)}
+    figure = Figure(figsize=(9.4, 6.5), layout="constrained")
+    for column, (name, values) in zip(figure.subplots(2, 3).T, changed.items(), strict=True):
+        for ax, value in zip(column, values, strict=True):
+            method = ThresholdNuclei(**{"object_radius": 9, name: value})
+            view = _whole(method, dapi)
+            labels = method.decode(method.predict(dapi[None], view), view).labels
+            ax.set_title(f"{name}={value}", fontsize=10.5, color=INK)
+            ax.imshow(_outlined(dapi[SHOWN.slices], (labels[SHOWN.slices], NUCLEUS)))
+            ax.axis("off")
+    _save(figure, "classical_parameters.png")
+
+
+def _crowded() -> Tissue:
+    return Tissue((400, 400), seed=4, cell_diameter=34, density=0.9, debris=0, touching=1, multinucleated=0.35)
+
+
+def _whole(method: Method, image: np.ndarray, seeds: Seeds | None = None) -> View:
+    """The image in one piece, with the numbers that the method asks for."""
+    info, box = ImageInfo(image.shape, image.dtype), Box.whole(image.shape)
+    histogram = Histogram.of(image)
+    return View(Window(box, box, box), info, {s: histogram.compute(s) for s in method.statistics(info)}, seeds)
+
+
+def _panels(*titles: str) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(12.4, 3.5), layout="constrained")
+    axes = figure.subplots(1, len(titles))
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, fontsize=10.5, color=INK)
+        ax.axis("off")
+    return figure, axes
+
+
+def _grey(image: np.ndarray, top: float | None = None) -> np.ndarray:
+    grey: np.ndarray = np.clip(image / (np.quantile(image, 0.998) if top is None else top), 0, 1)
+    return grey
+
+
+def _outlined(image: np.ndarray, *masks: tuple[np.ndarray, str], top: float | None = None) -> np.ndarray:
+    """A grey image, three times as large, with the outlines of labels on it."""
+    rgb = np.repeat(_grey(np.kron(image, np.ones((3, 3))), top)[..., None], 3, axis=2)
+    for labels, color in masks:
+        rgb[find_boundaries(np.kron(labels, np.ones((3, 3), np.int64)), mode="thick")] = mpl.colors.to_rgb(color)
+    return rgb
+
+
+def _save(figure: Figure, name: str) -> None:
+    figure.savefig(STATIC / name, dpi=100)
+    _shrink(STATIC / name, 128)
+
+
 def _shrink(path: Path, colors: int) -> None:
     Image.open(path).convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
 
@@ -116,3 +215,5 @@ if __name__ == "__main__":
     overlay_picture()
     shards_picture()
     way_picture()
+    classical_pictures()
+    parameters_picture()

@@ -154,8 +154,19 @@ def test_existing_name(sdata):
 @pytest.mark.parametrize("overlap", [0, 4, (8, 4), (8, 8, 8)])
 def test_halo_below_minimum(sdata, overlap):
     with unchanged(sdata), pytest.raises(InputError) as caught:
-        run(sdata, ThresholdNuclei(), overlap_px=overlap)
+        run(sdata, ThresholdNuclei(threshold="otsu"), overlap_px=overlap)
     says(caught.value, f"overlap_px={overlap}", "(5, 5)")
+
+
+def test_halo_below_what_the_nuclei_need(tmp_path):
+    """Known when their size was measured, and before any shard runs."""
+    y, x = np.mgrid[:200, :200]
+    large = np.stack([200 * ((y - 100) ** 2 + (x - b) ** 2 <= 40**2) for b in (100, 100)]).astype(np.uint8)
+    an_object(large).write(tmp_path / "large.zarr")
+    sdata = sd.read_zarr(tmp_path / "large.zarr")
+    with unchanged(sdata), pytest.raises(InputError) as caught:
+        run(sdata, ThresholdNuclei(), overlap_px=40)
+    says(caught.value, "overlap_px=40", "minimum of threshold-nuclei")
 
 
 @pytest.mark.parametrize(

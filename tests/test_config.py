@@ -10,6 +10,7 @@ from spatialdata_segment.config import as_workflow
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.methods import registry
 from spatialdata_segment.methods.base import Method
+from spatialdata_segment.methods.registry import get_workflow
 
 NUCLEI, CELLS = ThresholdNuclei(), ExpandNuclei()
 
@@ -150,3 +151,17 @@ def test_methods_of_installed_packages_are_found(monkeypatch):
         assert isinstance(as_workflow({"cell": "from-a-package"}).cell, FromAPackage)
     finally:
         registry._load_entry_points.cache_clear()
+
+
+def test_workflows_with_the_values_of_scportrait():
+    dapi, wga = get_workflow("dapi-scportrait"), get_workflow("wga-scportrait")
+    for flow in (dapi, wga):
+        assert flow.nucleus == ThresholdNuclei.scportrait()
+        assert (flow.lower_quantile_normalization, flow.upper_quantile_normalization) == (0.001, 0.999)
+        assert flow.median_filter_size == 4
+        assert Workflow.model_validate_json(flow.model_dump_json()) == flow
+    assert not dapi.filter_masks_size  # the documented file does not switch its sizes on
+    assert wga.filter_masks_size
+    assert (wga.nucleus_size, wga.cell_size) == (
+        SizeFilter(min_size=200, max_size=1000), SizeFilter(min_size=200, max_size=6000),
+    )  # fmt: skip

@@ -266,12 +266,13 @@ def test_label_image_of_a_data_array(dims):
 def test_label_image_with_statistics_handed_in():
     pixels = TISSUE.image().compute()
     image = Counted(pixels, 50)
-    label_image(image.array, ThresholdNuclei(), shard_size=2500)
+    method = ThresholdNuclei(threshold="otsu", min_distance=8, debris=0)
+    label_image(image.array, method, shard_size=2500)
     assert len(image.read) == 15  # once, for the statistics
     image.read.clear()
-    given = label_image(image.array, ThresholdNuclei(), shard_size=2500, statistics={Statistic("otsu"): 900.0})
+    given = label_image(image.array, method, shard_size=2500, statistics={Statistic("otsu"): 900.0})
     assert not image.read
-    np.testing.assert_array_equal(given, label_image(pixels, ThresholdNuclei(threshold=900)))
+    np.testing.assert_array_equal(given, label_image(pixels, ThresholdNuclei(threshold=900, min_distance=8, debris=0)))
 
 
 def test_label_image_refuses():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spatialdata_segment import pl, testing
     from spatialdata_segment._label_image import label_image
     from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
+    from spatialdata_segment._preprocess import EqualizeHistogram, Step, SubtractBackground
     from spatialdata_segment._preview import plan, preview
     from spatialdata_segment._segment import segment
     from spatialdata_segment._verbs import filter_labels, match_nuclei
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
     from spatialdata_segment.methods.function import Function
     from spatialdata_segment.methods.registry import register_method, register_workflow
     from spatialdata_segment.methods.threshold import ThresholdNuclei
+    from spatialdata_segment.methods.watershed import SeededWatershed
 
 __all__ = [
+    "EqualizeHistogram",
     "ExpandNuclei",
     "Function",
     "Method",
+    "SeededWatershed",
     "SizeFilter",
+    "Step",
+    "SubtractBackground",
     "ThresholdNuclei",
     "Workflow",
     "__version__",
@@ -47,10 +53,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "EqualizeHistogram": "_preprocess",
     "ExpandNuclei": "methods.expand",
     "Function": "methods.function",
     "Method": "methods.base",
+    "SeededWatershed": "methods.watershed",
     "SizeFilter": "config",
+    "Step": "_preprocess",
+    "SubtractBackground": "_preprocess",
     "ThresholdNuclei": "methods.threshold",
     "Workflow": "config",
     "filter_labels": "_verbs",

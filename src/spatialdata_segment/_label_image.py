@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 
-from spatialdata_segment._channels import channel_indices, pick_channels
+from spatialdata_segment._channels import Channel, base_channels, method_channels, named_channels, read_channels, roles
 from spatialdata_segment._request import checked_pixel_size, checked_shard_size, halo_of
-from spatialdata_segment.config import as_workflow
+from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.engine.lazy import lazy_labels
+from spatialdata_segment.engine.preprocess import measure
 from spatialdata_segment.engine.shard import Job
-from spatialdata_segment.engine.whole import measure_image
+from spatialdata_segment.engine.whole import read_source
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.methods.base import ImageInfo
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 def label_image(
     image: xr.DataArray | da.Array | NDArray[Any],
-    method: Method | Callable[..., Any],
+    method: Method | Workflow | Callable[..., Any],
     *,
     channels: Sequence[str | int] | str | int | None = None,
     pixel_size: float | Sequence[float] | None = None,
@@ -46,16 +49,18 @@ def label_image(
     image
         ``(c, y, x)`` or ``(c, z, y, x)``; the dimensions of a `xarray.DataArray` have these names.
     method
-        A method that starts from pixels, or a function from ``(c, [z], y, x)`` to ``([z], y, x)`` integers.
+        A method that starts from pixels, or a function from ``(c, [z], y, x)`` to ``([z], y, x)`` integers; or a
+        `Workflow` of one such mask, whose channel rules and preprocessing then hold.
     channels
         Names (of the coordinate ``c``) or 0-based indices of the channels that the method gets, in its order;
-        None: those that it names itself, or its default ones.
+        None: those that it names itself, or its default ones. "haematoxylin": see `segment`.
     pixel_size
         µm a pixel, a number or one per axis.
     shard_size, overlap_px
         Pixels of a core, and of the halo around it; see `segment`.
     statistics
-        What the method asks for, if it is known already. None: the whole image is read once, now.
+        What the method asks for, if it is known already. None: the whole image is read once, now. (A quantile
+        normalization reads it as well.)
     n_jobs
         For the statistics.
 
@@ -71,24 +76,37 @@ def label_image(
         If the image or a value is not as said above, or the method needs nuclei or proposals: use `segment`.
     """
     data = _pixels(image)
-    flow = as_workflow(method)
-    chosen = flow.cell
-    if chosen is None or flow.is_pair or chosen.seeded or chosen.proposes:
-        raise InputError(f"label_image takes one method that starts from pixels; for {method!r} use segment()")
+    flow, mask, chosen = _only(method)
     shape = tuple(int(n) for n in data.shape[1:])
     info = ImageInfo(shape, data.dtype, checked_pixel_size(pixel_size, len(shape)))
     if info.ndim not in chosen.ndims:
         raise InputError(f"{chosen.name} does not work on {info.ndim}D images, and this one has shape {shape}")
-    at = _channels(image, channels, chosen, data.shape[0])
+    at = _channels(image, channels, flow, mask, data)
     plan = Plan.fewest(shape, checked_shard_size(shard_size, len(shape)), halo_of(chosen, info, overlap_px))
-    source = pick_channels(data, at)
-    if statistics is None:
-        statistics = measure_image(source, chosen.statistics(info), plan, Executor(n_jobs), "statistics")
-    labels = lazy_labels(Job(chosen, info, plan, statistics, source))
+    source, before = read_channels(data, at), flow.preprocessing({mask: roles(chosen, len(at))})[mask]
+    info = replace(info, dtype=before.dtype(source.dtype))
+    wanted = chosen.statistics(info) if statistics is None else ()
+    found = measure(source, before, wanted, plan, Executor(n_jobs), mask)
+    numbers = found.statistics if statistics is None else statistics
+    chosen = chosen.adapted(info, numbers)
+    plan = replace(plan, halo=halo_of(chosen, info, overlap_px))
+    reader = before.reader(partial(read_source, source), shape, found.levels)
+    labels = lazy_labels(Job(chosen, info, plan, numbers, before.apply(source, found.levels), reader))
     if not isinstance(image, xr.DataArray):
         return labels
     dims = [d for d in ("z", "y", "x") if d in image.dims]
     return xr.DataArray(labels, dims=dims, coords={d: image.coords[d] for d in dims if d in image.coords})
+
+
+def _only(given: Any) -> tuple[Workflow, str, Method]:
+    """Return the workflow, and its one mask and method."""
+    flow = as_workflow(given)
+    mask, method = list(flow.methods().items())[-1]
+    if isinstance(given, str) or flow.is_pair or flow.filter_masks_size or method.seeded or method.proposes:
+        raise InputError(
+            f"label_image takes one method that starts from pixels, and no size filter; for {given!r} use segment()"
+        )
+    return flow, mask, method
 
 
 def _pixels(image: xr.DataArray | da.Array | NDArray[Any]) -> da.Array:
@@ -102,12 +120,15 @@ def _pixels(image: xr.DataArray | da.Array | NDArray[Any]) -> da.Array:
     return image if isinstance(image, da.Array) else da.from_array(np.asarray(image), chunks="auto")
 
 
-def _channels(image: Any, given: Any, method: Method, n: int) -> tuple[int, ...]:
-    """Return the indices of the channels that the method reads: those given, its own, or its default ones."""
-    names = [str(i) for i in range(n)]
+def _channels(image: Any, given: Any, flow: Workflow, mask: str, data: da.Array) -> tuple[Channel, ...]:
+    """Return the channels that the method reads: those given, its own, or those of its roles."""
+    method = flow.methods()[mask]
+    if method.default_channels == ():
+        return ()
+    names = [str(i) for i in range(data.shape[0])]
     if isinstance(image, xr.DataArray) and "c" in image.coords:
         names = [str(c) for c in image.coords["c"].values]
-    wanted = method.channels if given is None else given
-    if wanted is None:
-        wanted = range(n) if method.default_channels is None else method.default_channels
-    return channel_indices(names, wanted) if method.default_channels != () else ()
+    if given is not None:
+        return named_channels(names, given, data.dtype)
+    base = base_channels(names, flow, None, data.dtype)
+    return method_channels(names, method, mask, base, data.dtype, "the image")

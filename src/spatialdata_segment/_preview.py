@@ -17,6 +17,7 @@ from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.engine.memory import shard_bytes
+from spatialdata_segment.engine.preprocess import Measured
 from spatialdata_segment.engine.whole import measure_image
 from spatialdata_segment.errors import InputError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from spatialdata_segment.core.statistics import Statistic
     from spatialdata_segment.methods.base import Method
 
 _SAMPLE = 512
@@ -176,7 +176,7 @@ def _mask_plan(request: Request, name: str, method: Method) -> MaskPlan:
         core=core,
         halo=cut.halo,
         n_shards=n,
-        bytes_per_shard=shard_bytes(cut, method, len(request.channels[name]), request.info),
+        bytes_per_shard=shard_bytes(cut, method, len(request.channels[name]), request.image(name)),
         seconds=n * window / 1e6 * method.seconds_per_megapixel,
     )
 
@@ -196,7 +196,7 @@ def preview(
     """Segment a crop in seconds, before the long run.
 
     The statistics of the image are estimated from sixteen small windows spread over it, so that thresholds
-    are close to those of the whole image, but not the same.
+    are close to those of the whole image, but not the same. The crop and the windows are preprocessed each by itself.
 
     Parameters
     ----------
@@ -228,9 +228,9 @@ def preview(
     settings = _DEFAULTS | options
     with progress_bars(progress):
         whole = resolve(sdata, image_key, flow, n_jobs=executor.n_jobs, **(settings | {"scale": scale}))
-        statistics = {m: _estimate(whole, m, method, executor) for m, method in flow.methods().items()}
+        measured = {m: _estimate(whole, m, method, executor) for m, method in flow.methods().items()}
         request = resolve(crop, image_key, flow, n_jobs=executor.n_jobs, **settings)
-        execute(crop, request, executor, statistics=statistics)
+        execute(crop, request, executor, measured=measured)
     return crop
 
 
@@ -245,12 +245,16 @@ def _crop(shape: tuple[int, ...], size: int, center: Sequence[float] | None) -> 
     return box
 
 
-def _estimate(request: Request, mask: str, method: Method, executor: Executor) -> dict[Statistic, float]:
-    """Measure what a method asks for on windows spread over the image."""
-    source, shape = request.source(mask), request.info.shape
+def _estimate(request: Request, mask: str, method: Method, executor: Executor) -> Measured:
+    """Measure what a preprocessing and a method ask for on windows spread over the image."""
+    source, shape, before = request.source(mask), request.info.shape, request.preprocessing[mask]
     side = round(_SAMPLES**0.5)
-    starts = [np.linspace(0, max(n - _SAMPLE, 0), side).astype(int) for n in shape[-2:]]
+    starts = [np.unique(np.linspace(0, max(n - _SAMPLE, 0), side).astype(int)) for n in shape[-2:]]
     parts = [source[..., y : y + _SAMPLE, x : x + _SAMPLE] for y in starts[0] for x in starts[1]]
     sample = da.concatenate(parts, axis=-1)
     cut = Plan.fewest(tuple(sample.shape[1:]), 1 << 24, (0,) * (sample.ndim - 1))
-    return measure_image(sample, method.statistics(request.info), cut, executor, f"{mask} statistics")
+    levels = measure_image(sample, before.statistics(), cut, executor, f"{mask} levels")
+    changed = da.concatenate([before.apply(part, levels) for part in parts], axis=-1)
+    wanted = method.statistics(request.image(mask))
+    found = measure_image(changed, wanted, cut, executor, f"{mask} statistics", least=before.least())
+    return Measured(levels, found)

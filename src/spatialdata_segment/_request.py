@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ import zarr
 from dask.delayed import delayed
 
 from spatialdata_segment import _elements
-from spatialdata_segment._channels import pick_channels
+from spatialdata_segment._channels import Channel, base_channels, method_channels, read_channels, roles
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.stored import Stored
+from spatialdata_segment.engine.whole import read_source
 from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.methods.base import ImageInfo
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from spatialdata_segment.config import Workflow
+    from spatialdata_segment.core.statistics import Statistic
+    from spatialdata_segment.engine.preprocess import BoxReader, Preprocessing
     from spatialdata_segment.methods.base import Method
 
 _HASHED = 1024
@@ -94,7 +98,9 @@ class Request:
     workflow
         The methods and rules.
     channels
-        Indices of the channels that each mask's method reads.
+        The channels that each mask's method reads.
+    preprocessing
+        What is done to them before.
     plans
         Shard plan of each mask; all have the same cores.
     region
@@ -110,7 +116,8 @@ class Request:
     ref: _elements.ImageRef
     info: ImageInfo
     workflow: Workflow
-    channels: dict[str, tuple[int, ...]]
+    channels: dict[str, tuple[Channel, ...]]
+    preprocessing: dict[str, Preprocessing]
     plans: dict[str, Plan]
     region: Region | None
     measured: tuple[int, ...]
@@ -119,10 +126,25 @@ class Request:
     shapes: bool
     table: bool
     roi_key: str | None = None
+    overlap_px: int | Sequence[int] | None = None
 
     def source(self, mask: str) -> da.Array:
-        """Return the pixels that a mask's method reads, ``(c, [z], y, x)``."""
-        return pick_channels(self.ref.data.data, self.channels[mask])
+        """Return the channels that a mask's method reads, ``(c, [z], y, x)``, before they are preprocessed."""
+        return read_channels(self.ref.data.data, self.channels[mask])
+
+    def image(self, mask: str) -> ImageInfo:
+        """Return what a mask's method knows of the image: the dtype is that of the pixels it gets."""
+        return replace(self.info, dtype=self.preprocessing[mask].dtype(self.source(mask).dtype))
+
+    def reader(self, mask: str, levels: Mapping[Statistic, float]) -> Stored | BoxReader | None:
+        """Return what reads a box of the pixels that a mask's method gets faster than dask does, if anything does."""
+        channels, preprocessing = self.channels[mask], self.preprocessing[mask]
+        plain = all(c.is_plain for c in channels)
+        stored = self.stored(tuple(c.indices[0] for c in channels)) if plain else None
+        if not preprocessing:
+            return stored
+        raw = partial(read_source, self.source(mask)) if stored is None else stored.read
+        return preprocessing.reader(raw, self.info.shape, levels)
 
     def stored(self, channels: tuple[int, ...]) -> Stored | None:
         """Return channels of the image on disk, where the pixels are nothing but what lies there."""
@@ -157,7 +179,7 @@ class Request:
         return {
             "image": self.ref.key,
             "scale": self.ref.scale,
-            "channels": {m: [self.ref.channels[i] for i in at] for m, at in self.channels.items()},
+            "channels": {m: [c.label(self.ref.channels) for c in at] for m, at in self.channels.items()},
             "pixel_size": self.info.pixel_size,
             "region": None if self.region is None else self.region.fingerprint(),
             "workflow": self.workflow.fingerprint(),
@@ -221,17 +243,16 @@ def resolve(
     if ref.data.dtype == np.float16:
         raise InputError(f"image {image_key!r} has dtype float16, which the kernels do not know: cast it to float32")
     matrix = _elements.pixel_matrix(ref.transformations[to_coordinate_system], len(shape))
-    base = tuple(range(len(ref.channels))) if channels is None else _elements.resolve_channels(ref, channels)
-    if not base:
-        raise InputError(f"channels={channels!r} names no channel, expected some of {', '.join(ref.channels)}")
     methods = workflow.methods()
+    inputs = _inputs(ref, workflow, channels)
     if info.pixel_size is None:
         _needs_no_pixel_size(workflow)
     request = Request(
         ref=ref,
         info=info,
         workflow=workflow,
-        channels={mask: _inputs(ref, method, base, mask) for mask, method in methods.items()},
+        channels=inputs,
+        preprocessing=workflow.preprocessing({m: roles(methods[m], len(c)) for m, c in inputs.items()}),
         plans=_plans(methods, info, shard_size, overlap_px),
         region=_region(sdata, ref, roi_key, bounding_box, matrix, to_coordinate_system),
         measured=_measured(ref, measure_channels),
@@ -240,9 +261,10 @@ def resolve(
         shapes=shapes,
         table=table,
         roi_key=roi_key,
+        overlap_px=overlap_px,
     )
     for mask, plan in request.plans.items():
-        check_memory(plan, methods[mask], len(request.channels[mask]), info, n_jobs)
+        check_memory(plan, methods[mask], len(request.channels[mask]), request.image(mask), n_jobs)
     return request
 
 
@@ -262,19 +284,14 @@ def _needs_no_pixel_size(workflow: Workflow) -> None:
             raise InputError(f"{name} is in {size.unit}, which needs the pixel size: pass pixel_size= (µm a pixel)")
 
 
-def _inputs(ref: _elements.ImageRef, method: Method, base: tuple[int, ...], mask: str) -> tuple[int, ...]:
-    """Return the indices of the channels that a method reads."""
-    if method.channels is not None:
-        return _elements.resolve_channels(ref, method.channels)
-    if method.default_channels is None:
-        return base
-    if len(base) <= max(method.default_channels, default=-1):
-        need = max(method.default_channels) + 1
-        raise InputError(
-            f"{method.name} ({mask}) needs {need} channels (0: nuclear, 1: membrane stain), but {len(base)} "
-            f"{'is' if len(base) == 1 else 'are'} given; the image has: {', '.join(ref.channels)}"
-        )
-    return tuple(base[i] for i in method.default_channels)
+def _inputs(
+    ref: _elements.ImageRef, workflow: Workflow, given: Sequence[str | int] | str | int | None
+) -> dict[str, tuple[Channel, ...]]:
+    names, dtype, what = ref.channels, ref.data.dtype, f"image {ref.key!r}"
+    base = base_channels(names, workflow, given, dtype, what)
+    return {
+        mask: method_channels(names, method, mask, base, dtype, what) for mask, method in workflow.methods().items()
+    }
 
 
 def _plans(

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
-from spatialdata_segment._request import Request, leftovers, resolve
+from spatialdata_segment._request import Request, halo_of, leftovers, resolve
 from spatialdata_segment._staging import Staging, recover_sdata
 from spatialdata_segment._write import judge, write
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.engine.mask import Mask, run_mask
+from spatialdata_segment.engine.preprocess import Measured, measure
 from spatialdata_segment.engine.scratch import Scratch, write_json
 from spatialdata_segment.engine.shard import Job
 from spatialdata_segment.engine.stitch import MissingCoresError
-from spatialdata_segment.engine.whole import measure_image
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from spatialdata_segment.core.statistics import Statistic
     from spatialdata_segment.methods.base import Method
 
 logger = logging.getLogger(__name__)
@@ -78,8 +77,9 @@ def segment(
         Name of a workflow ("dapi"), a `Workflow`, one method, or any function from ``(c, y, x)`` pixels to
         ``(y, x)`` integer labels. The function is called with windows of the image; see `Function`.
     channels
-        Names or 0-based indices: the nuclear stain, then the membrane stain. None: the image's order. A
-        function gets all of them.
+        Names or 0-based indices: the nuclear stain, then the membrane stain. None: the channel rules of the
+        workflow, then the image's order. A function gets all of them. "haematoxylin" or "eosin": the stain of an
+        RGB image, by colour deconvolution.
     scale
         Which scale of a multiscale image; the result lies on its grid.
     roi_key
@@ -164,15 +164,15 @@ def execute(
     scratch: str | Path | None = None,
     resume: bool = True,
     overwrite: bool = False,
-    statistics: Mapping[str, Mapping[Statistic, float]] | None = None,
+    measured: Mapping[str, Measured] | None = None,
 ) -> None:
-    """Run a checked request and put its result into the object; ``statistics`` are measured if not given."""
+    """Run a checked request and put its result into the object; what is not ``measured`` of the image is."""
     with ExitStack() as stack:
         folder = stack.enter_context(_scratch(sdata, request, scratch, resume))
         staging = stack.enter_context(Staging(sdata, folder.part("staging")))
         started = time.time()
         kept = scratch is not None or _elements.local_store(sdata) is not None
-        masks, found = run(request, folder, executor, statistics, kept=kept)
+        masks, found = run(request, folder, executor, measured, kept=kept)
         outcome = judge(request, masks)
         write(request, masks, outcome, staging, executor, found)
         if overwrite:
@@ -187,36 +187,39 @@ def run(
     request: Request,
     folder: Scratch,
     executor: Executor,
-    statistics: Mapping[str, Mapping[Statistic, float]] | None = None,
+    measured: Mapping[str, Measured] | None = None,
     *,
     kept: bool = False,
 ) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
     """Run the masks one after the other; return them, and the statistics by their names.
 
-    ``statistics`` of a mask are measured unless they are handed in. ``kept``: the scratch outlives a failure.
+    The numbers of a mask are measured unless they are handed in. ``kept``: the scratch outlives a failure.
     """
     masks: dict[str, Mask] = {}
     found: dict[str, dict[str, float]] = {}
     files = _elements.stat_fingerprint(request.ref)
-    jobs = {}
+    jobs, plans = {}, {}
     for name, method in request.workflow.methods().items():
-        wanted, source, plan = method.statistics(request.info), request.source(name), request.plans[name]
-        path = folder.part(name) / "statistics.json" if files is not None else None
-        values = (statistics or {}).get(name)
-        if values is None:
-            values = measure_image(source, wanted, plan, executor, f"{name} statistics", path)
-        found[name] = {s.label: v for s, v in values.items()}
-        kept = kept and method.resumable
+        plan, image = request.plans[name], request.image(name)
+        source, preprocessing = request.source(name), request.preprocessing[name]
+        numbers = (measured or {}).get(name)
+        if numbers is None:
+            path = folder.part(name) if files is not None else None
+            numbers = measure(source, preprocessing, method.statistics(image), plan, executor, name, path)
+        found[name] = numbers.labelled()
+        method = method.adapted(image, numbers.statistics)
+        plans[name] = replace(plan, halo=halo_of(method, image, request.overlap_px))
         jobs[name] = Job(
             method,
-            request.info,
-            plan,
-            values,
-            source,
-            request.stored(request.channels[name]),
+            image,
+            plans[name],
+            numbers.statistics,
+            preprocessing.apply(source, numbers.levels),
+            request.reader(name, numbers.levels),
             verify=files is None,
-            kept=kept,
+            kept=kept and request.workflow.resumable,
         )
+    request = replace(request, plans=plans)
     needed = {name: needed_shards(request, name) for name in jobs}
     while len(masks) < len(jobs):
         try:
@@ -259,7 +262,7 @@ def needed_shards(request: Request, mask: str) -> list[int]:
 def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, resume: bool) -> Iterator[Scratch]:
     """Open the scratch; what a failed run finished stays there, unless nobody could go on from it."""
     fingerprint = request.fingerprint(_elements.stat_fingerprint(request.ref))
-    resumable = all(m.resumable for m in request.workflow.methods().values())
+    resumable = request.workflow.resumable
     store = _elements.local_store(sdata)
     temporary = None
     if given is not None:
@@ -291,13 +294,14 @@ def _write_record(
     sdata: SpatialData, request: Request, folder: Scratch, masks: Mapping[str, Mask], executor: Executor, started: float
 ) -> None:
     """Keep what belongs to this one run, and not to the result, beside the scratch."""
+    plans = {name: mask.labels.plan for name, mask in masks.items()}
     record = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 3),
         "host": platform.node(),
         "executor": executor.where,
         "n_jobs": executor.n_jobs,
-        "plan": {m: {"grid": list(p.grid), "halo": list(p.halo)} for m, p in request.plans.items()},
+        "plan": {m: {"grid": list(p.grid), "halo": list(p.halo)} for m, p in plans.items()},
         "evidence": {m: mask.evidence for m, mask in masks.items()},
         "parameters": request.parameters(),
     }

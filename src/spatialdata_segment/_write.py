@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ class Outcome:
 
 
 def judge(request: Request, masks: Mapping[str, Mask]) -> Outcome:
-    """Decide the fate of every candidate: region, sizes, matching, ids."""
+    """Decide the fate of every candidate: covered, region, the method's own reasons, sizes, matching, ids."""
     objects, reasons = {}, {}
     for name, mask in masks.items():
         objects[name] = _joined(mask.objects, mask.covered)
@@ -89,6 +89,8 @@ def judge(request: Request, masks: Mapping[str, Mask]) -> Outcome:
         if pairs is not None:
             both = _among(pairs.a, objects["nucleus"].ids) & _among(pairs.b, objects["cell"].ids)
             pairs = type(pairs)(pairs.a[both], pairs.b[both], pairs.count[both])
+    for name, code in reasons.items():
+        reasons[name] = np.where(code == Reason.KEPT, objects[name].reason, code)
     resolution = resolve(
         objects.get("nucleus"),
         objects.get("cell"),
@@ -104,8 +106,9 @@ def _joined(objects: Objects, covered: Objects) -> Objects:
     if not len(covered):
         return objects
     order = np.argsort(np.concatenate([objects.ids, covered.ids]))
-    fields = ("ids", "anchor", "area", "centroid", "bbox")
-    return Objects(*(np.concatenate([getattr(objects, f), getattr(covered, f)])[order] for f in fields))
+    return Objects(
+        *(np.concatenate([getattr(objects, f.name), getattr(covered, f.name)])[order] for f in fields(Objects))
+    )
 
 
 def _among(values: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:

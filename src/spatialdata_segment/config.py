@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,14 +16,17 @@ from pydantic import (
     model_validator,
 )
 
+from spatialdata_segment._preprocess import AnyStep, EqualizeHistogram
 from spatialdata_segment.core.matching import Rules
 from spatialdata_segment.core.matching import SizeFilter as _SizeRule
+from spatialdata_segment.engine.preprocess import Preprocessing
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.methods.base import Method
 from spatialdata_segment.methods.expand import ExpandNuclei
 from spatialdata_segment.methods.function import Function
 from spatialdata_segment.methods.registry import get_method, get_workflow, register_method, register_workflow
 from spatialdata_segment.methods.threshold import ThresholdNuclei
+from spatialdata_segment.methods.watershed import SeededWatershed
 
 
 class SizeFilter(BaseModel):
@@ -57,6 +60,12 @@ class SizeFilter(BaseModel):
         return _SizeRule(self.min_size, self.max_size, self.confidence_interval, self.unit)
 
 
+ChannelKey = Annotated[int, Field(strict=True, ge=0)] | str
+"""Name or 0-based index of a channel of the image."""
+
+Quantile = Annotated[float, Field(ge=0, le=1)]
+
+
 class Workflow(BaseModel):
     """The methods of the two masks, and the rules for their objects.
 
@@ -78,6 +87,20 @@ class Workflow(BaseModel):
         Size filters.
     duplicate_mask
         A single mask is written as both nucleus and cell.
+    segmentation_channel_nuclei, segmentation_channel_cytosol
+        Name or 0-based index of the nuclear and of the membrane stain, where they are not the image's first and
+        second channel. What a method's own ``channels`` name goes before; so does ``segment(channels=...)``.
+    combine_nucleus_channels, combine_cytosol_channels
+        At least two channels whose maximum is taken for the nuclear or the membrane stain; they go before
+        ``segmentation_channel_...``.
+    lower_quantile_normalization, upper_quantile_normalization
+        Quantiles, 0 to 1, of each channel of the whole image that become 0 and 1; what lies beyond is clipped.
+        A number for all channels, or a list: the nuclear, then the membrane stain. One of the two is enough:
+        the other is the least or the greatest value.
+    median_filter_size
+        Radius in px of the disk over which the median is taken, edges repeated, after that.
+    preprocess
+        Further steps, in order: `SubtractBackground`, `EqualizeHistogram`, or a `Step` of your own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +115,25 @@ class Workflow(BaseModel):
     nucleus_size: SizeFilter | None = None
     cell_size: SizeFilter | None = None
     duplicate_mask: bool = False
+    segmentation_channel_nuclei: ChannelKey | None = None
+    segmentation_channel_cytosol: ChannelKey | None = None
+    combine_nucleus_channels: tuple[ChannelKey, ...] | None = Field(default=None, min_length=2)
+    combine_cytosol_channels: tuple[ChannelKey, ...] | None = Field(default=None, min_length=2)
+    lower_quantile_normalization: Quantile | tuple[Quantile, ...] | None = None
+    upper_quantile_normalization: Quantile | tuple[Quantile, ...] | None = None
+    median_filter_size: Annotated[int, Field(strict=True, ge=1)] | None = None
+    preprocess: tuple[AnyStep, ...] = ()
+
+    @field_validator("segmentation_channel_nuclei", "segmentation_channel_cytosol", mode="before")
+    @classmethod
+    def _only_one(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        if len(value) != 1:
+            raise ValueError(
+                f"{value} are {len(value)} channels, expected one: to combine several, combine_..._channels"
+            )
+        return value[0]
 
     @field_validator("nucleus", "cell", mode="before")
     @classmethod
@@ -130,6 +172,16 @@ class Workflow(BaseModel):
         for name in given:
             if getattr(self, name) is None:
                 raise ValueError(f"{name}_size is given, but the workflow has no {name} method")
+        for low, high in self._quantiles() or ():
+            if low >= high:
+                raise ValueError(
+                    f"lower_quantile_normalization={low} is not below upper_quantile_normalization={high}: such as "
+                    "0.001 and 0.999"
+                )
+        if self._quantiles() is None and any(isinstance(step, EqualizeHistogram) for step in self.preprocess):
+            raise ValueError(
+                "EqualizeHistogram works on values from 0 to 1: give upper_quantile_normalization, such as 0.999"
+            )
         return self
 
     @property
@@ -147,6 +199,69 @@ class Workflow(BaseModel):
         both = {"nucleus": self.nucleus, "cell": self.cell}
         return {name: method for name, method in both.items() if method is not None}
 
+    @property
+    def resumable(self) -> bool:
+        """Whether an equal fingerprint means equal results, so that a run may go on from another's shards."""
+        return all(m.resumable for m in self.methods().values()) and all(s.resumable for s in self.preprocess)
+
+    def channel_rules(self) -> tuple[tuple[str | int, ...] | None, tuple[str | int, ...] | None]:
+        """Return the channels of the nuclear and of the membrane stain, of which the maximum is taken, where given."""
+        rules = (
+            (self.combine_nucleus_channels, self.segmentation_channel_nuclei),
+            (self.combine_cytosol_channels, self.segmentation_channel_cytosol),
+        )
+        nuclear, membrane = (several or (None if one is None else (one,)) for several, one in rules)
+        return nuclear, membrane
+
+    def _quantiles(self) -> tuple[tuple[float, float], ...] | None:
+        """Return both quantiles of each channel; of one for all, if none is a list."""
+        lower, upper = self.lower_quantile_normalization, self.upper_quantile_normalization
+        if lower is None and upper is None:
+            return None
+        lows, highs = (
+            given if isinstance(given, tuple) else (default if given is None else given,)
+            for given, default in ((lower, 0.0), (upper, 1.0))
+        )
+        n = max(len(lows), len(highs))
+        if {len(lows), len(highs)} - {1, n} or not (lows and highs):
+            raise ValueError(
+                f"lower_quantile_normalization={lower} and upper_quantile_normalization={upper} differ in length: give "
+                "numbers, or a value for each channel in both"
+            )
+        return tuple(zip(lows * (n // len(lows)), highs * (n // len(highs)), strict=True))
+
+    def preprocessing(self, roles: Mapping[str, tuple[int, ...]]) -> dict[str, Preprocessing]:
+        """Return what is done to the pixels of each mask.
+
+        Parameters
+        ----------
+        roles
+            For each channel that the mask's method reads: 0 the nuclear, 1 the membrane stain, others beyond.
+
+        Raises
+        ------
+        InputError
+            If the quantiles are not as many as the channels.
+        """
+        quantiles = self._quantiles()
+        listed = any(
+            isinstance(q, tuple) for q in (self.lower_quantile_normalization, self.upper_quantile_normalization)
+        )
+        need = 1 + max((role for at in roles.values() for role in at), default=-1)
+        if quantiles is not None and listed and len(quantiles) != need:
+            raise InputError(
+                f"{len(quantiles)} quantiles for normalization are given, and the workflow reads {need} "
+                f"channel{'' if need == 1 else 's'} (0: nuclear, 1: membrane stain): give a number, or one for each"
+            )
+        return {
+            mask: Preprocessing(
+                None if quantiles is None else tuple(quantiles[role if listed else 0] for role in at),
+                self.median_filter_size,
+                self.preprocess,
+            )
+            for mask, at in roles.items()
+        }
+
     def rules(self, pixel_area: float | None) -> Rules:
         """Return what decides which objects are kept."""
         return Rules(
@@ -162,7 +277,7 @@ class Workflow(BaseModel):
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the candidates and their fates, JSON-like."""
         methods = {name: method.fingerprint() for name, method in self.methods().items()}
-        return {**self.model_dump(mode="json"), **methods}
+        return {**self.model_dump(mode="json"), **methods, "preprocess": [s.fingerprint() for s in self.preprocess]}
 
 
 def as_workflow(given: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any]) -> Workflow:
@@ -194,6 +309,24 @@ def as_workflow(given: str | Workflow | Method | Callable[..., Any] | Mapping[st
     )
 
 
-for _method in (ThresholdNuclei, ExpandNuclei, Function):
+for _method in (ThresholdNuclei, ExpandNuclei, SeededWatershed, Function):
     register_method(_method)
 register_workflow("dapi", Workflow(nucleus=ThresholdNuclei()))
+register_workflow("wga", Workflow(nucleus=ThresholdNuclei(), cell=SeededWatershed()))
+_documented: dict[str, Any] = {
+    "nucleus": ThresholdNuclei.scportrait(),
+    "lower_quantile_normalization": 0.001,
+    "upper_quantile_normalization": 0.999,
+    "median_filter_size": 4,
+}
+register_workflow("dapi-scportrait", Workflow(**_documented))
+register_workflow(
+    "wga-scportrait",
+    Workflow(
+        **_documented,
+        cell=SeededWatershed.scportrait(),
+        filter_masks_size=True,
+        nucleus_size=SizeFilter(min_size=200, max_size=1000),
+        cell_size=SizeFilter(min_size=200, max_size=6000),
+    ),
+)

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from skimage.feature import peak_local_max
+from skimage.morphology import disk
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.distance import squared_distance, unknown
-from spatialdata_segment.core.flood import UNRESOLVED, flood, peaks
+from spatialdata_segment.core.flood import UNRESOLVED, flood, peaks, spaced_peaks
 from spatialdata_segment.core.plan import Window
 
 CLOSED = np.zeros((3, 2), np.int64)
@@ -148,3 +150,21 @@ def test_nothing_to_flood(n):
     labels, complete = flood(np.zeros((1, 2, n), np.int64), NOTHING, np.zeros((1, 2, n), bool), NOTHING)
     assert not labels.any()
     assert len(complete) == 0
+
+
+@pytest.mark.parametrize(("footprint", "spacing"), [(7, 8), (3, 9), (5, 1)])
+def test_spaced_peaks_are_those_of_scikit_image(footprint, spacing):
+    """Ridges of equal distances and ties included; but peaks at the border stay."""
+    for seed in range(3):
+        noise = ndimage.gaussian_filter(np.random.default_rng(seed).random((150, 160)), 4)
+        mask = noise > np.median(noise)
+        mask[40:60, 10:90] = True  # a bar: one long ridge
+        squared = squared_distance(mask[None])
+        found, unsure = spaced_peaks(
+            squared, np.zeros(squared.shape, bool), np.zeros((3, 2), np.int64), footprint, spacing
+        )
+        expected = peak_local_max(
+            np.sqrt(squared[0]), min_distance=spacing, footprint=disk(footprint), exclude_border=False
+        )
+        assert not len(unsure)
+        assert found[:, 1:].tolist() == sorted(expected.tolist())

@@ -23,11 +23,11 @@ def blobs(image):
 
 
 class TestThresholdNuclei(MethodTests):
-    method = ThresholdNuclei(min_distance=4)
+    method = ThresholdNuclei(threshold="otsu", min_distance=4)
 
 
 class TestThresholdNucleiIn3D(MethodTests):
-    method = ThresholdNuclei(min_distance=4)
+    method = ThresholdNuclei(threshold="otsu", min_distance=4)
     ndim = 3
 
 

@@ -50,6 +50,31 @@ def peaks(
     return found, unsure
 
 
+def spaced_peaks(
+    squared: NDArray[np.int64], unknown: NDArray[np.bool_], edge: NDArray[np.int64], footprint: int, spacing: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the distance peaks of a mask as ``skimage.feature.peak_local_max`` does: seen or not, ties and all.
+
+    Of those that are less than ``spacing`` apart along every axis the greater stays, then the first in raster
+    order. That may chain, as along a ridge of equal distances; where a chain leaves the window, it is unsure.
+
+    Parameters
+    ----------
+    squared, unknown, edge
+        As for `peaks`.
+    footprint
+        Radius of the disk in which no pixel is greater.
+    spacing
+        Pixels.
+
+    Returns
+    -------
+    As `peaks`. Unlike scikit-image's, peaks at the border of the image stay.
+    """
+    found, unsure = _spaced(squared, unknown, edge, footprint, spacing)
+    return found, unsure
+
+
 def flood(
     squared: NDArray[np.int64],
     seeds: NDArray[np.int64],
@@ -147,6 +172,74 @@ def _peaks(squared: Any, unknown: Any, edge: Any, radius: Any) -> Any:
                 elif rank == 1:
                     unsure.append((z, y, x))
     return _points(found), _points(unsure)
+
+
+@kernel
+def _is_greatest(squared: Any, unknown: Any, edge: Any, z: Any, y: Any, x: Any, footprint: Any, spacing: Any) -> Any:
+    """2: no pixel within the disk is greater, and all within the spacing are known. 1: none known is. 0: one is."""
+    nz, ny, nx = squared.shape
+    here = squared[z, y, x]
+    reach = max(footprint, spacing - 1)
+    sure = True
+    for dz in range(-reach, reach + 1):
+        a = z + dz
+        if a < 0 or a >= nz:
+            sure = sure and edge[0, 0 if a < 0 else 1] == 0
+            continue
+        for dy in range(-reach, reach + 1):
+            b = y + dy
+            if b < 0 or b >= ny:
+                sure = sure and edge[1, 0 if b < 0 else 1] == 0
+                continue
+            for dx in range(-reach, reach + 1):
+                c = x + dx
+                if c < 0 or c >= nx:
+                    sure = sure and edge[2, 0 if c < 0 else 1] == 0
+                    continue
+                there = squared[a, b, c]
+                if unknown[a, b, c]:
+                    sure = sure and there < here
+                elif there > here and dz * dz + dy * dy + dx * dx <= footprint * footprint:
+                    return 0
+    return 2 if sure else 1
+
+
+@kernel
+def _spaced(squared: Any, unknown: Any, edge: Any, footprint: Any, spacing: Any) -> Any:
+    nz, ny, nx = squared.shape
+    listed = [(0, 0, 0)]
+    certain = [0]
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                if squared[z, y, x] == 0 or unknown[z, y, x]:
+                    continue
+                if _is_greatest(squared, unknown, edge, z, y, x, 1, 1) == 0:
+                    continue
+                rank = _is_greatest(squared, unknown, edge, z, y, x, footprint, spacing)
+                if rank > 0:
+                    listed.append((z, y, x))
+                    certain.append(rank)
+    points = _points(listed)
+    height = np.empty(len(points), np.int64)
+    at = np.zeros(squared.shape, np.int32)
+    for i in range(len(points)):
+        height[i] = squared[points[i, 0], points[i, 1], points[i, 2]]
+    state = np.zeros(len(points) + 1, np.int8)
+    for i in np.argsort(-height, kind="mergesort"):
+        z, y, x = points[i]
+        kept = certain[i + 1]
+        for a in range(max(z - spacing + 1, 0), min(z + spacing, nz)):
+            for b in range(max(y - spacing + 1, 0), min(y + spacing, ny)):
+                for c in range(max(x - spacing + 1, 0), min(x + spacing, nx)):
+                    other = state[at[a, b, c]]
+                    if other == 2:
+                        kept = 0
+                    elif other == 1 and kept == 2:
+                        kept = 1
+        state[i + 1] = kept
+        at[z, y, x] = i + 1
+    return points[state[1:] == 2], points[state[1:] == 1]
 
 
 @kernel

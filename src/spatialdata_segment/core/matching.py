@@ -47,11 +47,12 @@ class Reason(IntEnum):
     PARTNER_DROPPED = 5
     OUTSIDE_REGION = 6
     COVERED = 7
+    CONTACT = 8
 
     @property
     def text(self) -> str:
         """The name in ``drop_reason`` of the candidates table; empty for what was kept."""
-        return self.name.lower() if self else ""
+        return {Reason.KEPT: "", Reason.CONTACT: "low_contact"}.get(self, self.name.lower())
 
 
 REASONS = tuple(reason.text for reason in Reason)

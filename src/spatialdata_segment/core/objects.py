@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -27,6 +27,8 @@ class Objects:
         ``(n, ndim)`` float64: mean pixel index; the centre of pixel 0 is 0.0 here.
     bbox
         ``(n, 2 * ndim)`` int64: the starts of all axes, then the stops (exclusive).
+    reason
+        ``(n,)`` uint8: code of the `core.matching.Reason` for which the method rejects it; not given: 0, for none.
     """
 
     ids: NDArray[np.int64]
@@ -34,6 +36,11 @@ class Objects:
     area: NDArray[np.int64]
     centroid: NDArray[np.float64]
     bbox: NDArray[np.int64]
+    reason: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    def __post_init__(self) -> None:
+        if not len(self.reason):
+            object.__setattr__(self, "reason", np.zeros(len(self.ids), np.uint8))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,12 +59,12 @@ class Objects:
         )
 
     @classmethod
-    def unmeasured(cls, ids: NDArray[np.int64], anchor: NDArray[np.int64]) -> Self:
-        """Return objects of which only ids and anchors are known; areas of 1 and NaN take no memory."""
+    def unmeasured(cls, ids: NDArray[np.int64], anchor: NDArray[np.int64], reason: NDArray[np.uint8]) -> Self:
+        """Return objects whose sizes and places are not known; areas of 1 and NaN take no memory."""
         n, ndim = anchor.shape
-        area = np.broadcast_to(np.int64(1), (n,))
-        return cls(ids, anchor, area, np.broadcast_to(np.nan, (n, ndim)), np.broadcast_to(np.int64(-1), (n, 2 * ndim)))
+        area, centroid = np.broadcast_to(np.int64(1), (n,)), np.broadcast_to(np.nan, (n, ndim))
+        return cls(ids, anchor, area, centroid, np.broadcast_to(np.int64(-1), (n, 2 * ndim)), reason)
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> Self:
         """Return the objects at ``index`` (a mask or positions)."""
-        return type(self)(self.ids[index], self.anchor[index], self.area[index], self.centroid[index], self.bbox[index])
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))

@@ -38,6 +38,8 @@ class ShardObjects:
         ``(n,)`` bool: a pixel lies in the core.
     digest
         ``(n,)`` uint64 over the pixels and the anchor: equal where two windows show the same object alike.
+    reason
+        ``(n,)`` uint8: code of the `core.matching.Reason` for which the method rejects it, 0 where it does not.
     """
 
     anchor: NDArray[np.int64]
@@ -47,12 +49,19 @@ class ShardObjects:
     owned: NDArray[np.bool_]
     touches: NDArray[np.bool_]
     digest: NDArray[np.uint64]
+    reason: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.area)
 
     @classmethod
-    def of(cls, labels: NDArray[np.int32], anchor: NDArray[np.int64] | None, window: Window) -> Self:
+    def of(
+        cls,
+        labels: NDArray[np.int32],
+        anchor: NDArray[np.int64] | None,
+        window: Window,
+        reason: NDArray[np.uint8] | None = None,
+    ) -> Self:
         """Measure dense labels ``1..n``; without anchors an object's is its pixel nearest its centroid."""
         n = int(labels.max(initial=0)) if anchor is None else len(anchor)
         volume, start = as_volume(labels), (0,) * (3 - labels.ndim) + window.box.start
@@ -70,6 +79,7 @@ class ShardObjects:
             owned=window.core.holds(anchor),
             touches=touches,
             digest=_with_points(digest, anchor),
+            reason=np.zeros(n, np.uint8) if reason is None else reason,
         )
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> Self:

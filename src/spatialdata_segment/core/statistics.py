@@ -7,7 +7,7 @@ value is then known to one part in 4,096 of its distance to the least value of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -28,14 +28,16 @@ class Statistic:
     Attributes
     ----------
     kind
-        ``"otsu"`` (the threshold), ``"quantile"``, ``"minimum"`` or ``"maximum"``.
+        ``"otsu"`` (the threshold), ``"dark"`` and ``"bright"`` (the median of what is not above it, the mean of
+        what is), ``"quantile"``, ``"minimum"``, ``"maximum"``, or ``"radius"`` (px, of a usual object; see
+        `spatialdata_segment.engine.whole`).
     channel
         Position among the method's channels.
     value
         The quantile, 0 to 1.
     """
 
-    kind: Literal["otsu", "quantile", "minimum", "maximum"]
+    kind: Literal["otsu", "dark", "bright", "quantile", "minimum", "maximum", "radius"]
     channel: int = 0
     value: float = 0.0
 
@@ -44,6 +46,13 @@ class Statistic:
         """Name under which the number is reported."""
         detail = f"_{self.value:g}" if self.kind == "quantile" else ""
         return f"channel{self.channel}_{self.kind}{detail}"
+
+
+def quantile_or_end(channel: int, q: float) -> Statistic:
+    """Return the statistic of a quantile; 0 and 1 are the minimum and the maximum, which are exact."""
+    if q in (0, 1):
+        return Statistic("maximum" if q else "minimum", channel)
+    return Statistic("quantile", channel, q)
 
 
 @dataclass(frozen=True)
@@ -112,12 +121,28 @@ class Histogram:
         match statistic.kind:
             case "otsu":
                 return self.otsu()
+            case "dark":
+                return self._part(self.values <= self.otsu()).quantile(0.5)
+            case "bright":
+                above = self._part(self.values > self.otsu())
+                return float(above.counts @ above.values / above.counts.sum()) if len(above.values) else self.highest
             case "quantile":
                 return self.quantile(statistic.value)
             case "minimum":
                 return self.lowest
             case "maximum":
                 return self.highest
+            case "radius":
+                raise ValueError("a histogram of values knows of no radius")
+
+    def between_classes(self) -> float:
+        """Return the middle between Otsu's threshold and the next value: for pixels that were smoothed since."""
+        otsu = self.otsu()
+        above = self.values[self.values > otsu]
+        return float(otsu + above[0]) / 2 if len(above) else otsu
+
+    def _part(self, which: NDArray[np.bool_]) -> Histogram:
+        return replace(self, values=self.values[which], counts=self.counts[which])
 
     def quantile(self, q: float) -> float:
         """Quantile by linear interpolation between order statistics, as ``numpy.quantile`` has it."""

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.matching import Reason
 from spatialdata_segment.core.plan import Window
 from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult, dense, pick
 from spatialdata_segment.errors import MethodError
@@ -51,8 +52,8 @@ class Seen:
     @classmethod
     def of(cls, decoded: Decoded, window: Window, context: tuple[int, ...]) -> Self:
         """Hold what a method decoded to its contract, and measure it."""
-        labels, anchors, complete = _checked(decoded, window)
-        objects = ShardObjects.of(labels, anchors, window)
+        labels, anchors, complete, reason = _checked(decoded, window)
+        objects = ShardObjects.of(labels, anchors, window, reason)
         if complete is None:
             complete = window.clearance(objects.bbox) > max(context)
         return cls(window, labels, replace(objects, owned=objects.owned & (objects.area > 0)), complete)
@@ -215,7 +216,7 @@ def _merged(seen: Seen, patches: list[Seen], unresolved: NDArray[np.bool_]) -> S
     window = Window(box, core, seen.window.image)
     objects = ShardObjects.concatenate(parts)
     if overlap:  # some have lost pixels
-        objects = ShardObjects.of(canvas, objects.anchor, window)
+        objects = ShardObjects.of(canvas, objects.anchor, window, objects.reason)
         objects = replace(objects, owned=objects.owned & (objects.area > 0))
     return Seen(window, canvas, objects, np.concatenate(complete))
 
@@ -231,8 +232,8 @@ def _asked_for(patch: Seen, unresolved: NDArray[np.bool_], core: Box) -> NDArray
 
 def _checked(
     decoded: Decoded, window: Window
-) -> tuple[NDArray[np.int32], NDArray[np.int64] | None, NDArray[np.bool_] | None]:
-    """Hold the labels to the contract; number them 1..n without gaps, anchors along with them."""
+) -> tuple[NDArray[np.int32], NDArray[np.int64] | None, NDArray[np.bool_] | None, NDArray[np.uint8]]:
+    """Hold the labels to the contract; number them 1..n without gaps, what is said of them along with them."""
     labels = np.asarray(decoded.labels)
     if labels.shape != window.box.shape or labels.dtype.kind not in "ui":
         raise MethodError(
@@ -240,12 +241,29 @@ def _checked(
             f"shape {window.box.shape}"
         )
     numbered, values = dense(labels)
+    at = values.astype(np.int64) - 1
+    complete = None if decoded.complete is None else decoded.complete[at]
     if decoded.anchors is None:
-        complete = decoded.complete
-        return numbered, None, None if complete is None else complete[values.astype(np.int64) - 1]
+        return numbered, None, complete, _reasons(decoded, at)
     n = len(decoded.anchors)
     if len(values) and int(values[-1]) > n:
         raise MethodError(f"decode returned the label {int(values[-1])} but only {n} anchors")
-    at = values.astype(np.int64) - 1
     anchors = np.asarray(decoded.anchors, np.int64)[at] + np.array(window.box.start)
-    return numbered, anchors, None if decoded.complete is None else decoded.complete[at]
+    return numbered, anchors, complete, _reasons(decoded, at)
+
+
+def _reasons(decoded: Decoded, at: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return the codes of the objects at the positions ``at``."""
+    if decoded.reasons is None:
+        return np.zeros(len(at), np.uint8)
+    reasons = np.asarray(decoded.reasons)
+    least = int(at.max(initial=-1)) + 1 if decoded.anchors is None else len(decoded.anchors)
+    if reasons.ndim != 1 or len(reasons) < least or reasons.dtype.kind not in "ui":
+        raise MethodError(
+            f"decode returned reasons of shape {reasons.shape} and dtype {reasons.dtype}, expected {least} codes, "
+            "integers, one an object"
+        )
+    if len(reasons) and not 0 <= reasons.min() <= reasons.max() < len(Reason):
+        known = ", ".join(f"{r.value} ({r.name})" for r in Reason)
+        raise MethodError(f"decode returned reasons {reasons.min()} to {reasons.max()}, expected codes of {known}")
+    return reasons[at].astype(np.uint8)

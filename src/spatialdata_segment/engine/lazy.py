@@ -9,6 +9,7 @@ import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
+from spatialdata_segment.core.measure import map_labels
 from spatialdata_segment.core.seams import Decision, compose, decide
 from spatialdata_segment.engine.mask import overlapped, shard_error
 from spatialdata_segment.engine.shard import Failure, Job
@@ -63,7 +64,7 @@ def _decide(index: int, blocks: Sequence[NDArray[Any]]) -> Decision:
 
 
 def _paint(plan: Plan, index: int, blocks: Sequence[NDArray[Any]], decisions: Sequence[Decision]) -> NDArray[np.uint64]:
-    core, versions = plan.core(index), []
+    core, versions, kept, is_any_rejected = plan.core(index), [], [np.zeros(0, np.int64)], False
     results = _results(blocks, len(plan))
     owners = {i: plan.core(i) for i in results}
     for decision, (i, result) in zip(decisions, results.items(), strict=True):
@@ -73,8 +74,14 @@ def _paint(plan: Plan, index: int, blocks: Sequence[NDArray[Any]], decisions: Se
             stands = stands | (far & result.objects.touches)
         ids = np.zeros(len(result.objects) + 1, np.int64)
         ids[1:][stands] = np.ravel_multi_index(tuple(result.objects.anchor[stands].T), plan.shape) + 1
+        accepted = result.objects.reason == 0
+        kept.append(ids[1:][stands & accepted])
+        is_any_rejected |= not accepted.all()
         common = result.window.box.intersect(core)
         if common.size:
             versions.append((common, result.labels.read(common), ids))
     painted, _ = compose(core, versions)
+    if is_any_rejected:  # erased and not left out: the pixels that they took from others are nobody's
+        known = np.unique(np.concatenate(kept))
+        return map_labels(painted, known, known, np.dtype(np.uint64))
     return painted.astype(np.uint64)

@@ -99,14 +99,14 @@ def run_mask(
     generation = folder / f"{zlib.crc32(b''.join(_crc(job.path(i)) for i in indices)):08x}"
     decide = partial(decide_shard, plan=job.plan, folder=folder / "shards", measured=measured)
     decisions = executor.map(decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
-    anchors, moments = number(indices, boxes, decisions, generation, job.plan.shape)
+    anchors, reason, moments = number(indices, boxes, decisions, generation, job.plan.shape)
     labels = StitchedLabels(job.plan, folder / "shards", generation)
     contested = 0
     if not are_disjoint(indices, decisions):  # what is left of an object is known from its pixels alone
         cores = _touched(job.plan, needed, decisions)
         found = executor.map(partial(measure_core, labels=labels), cores, f"{stage} sizes")
         moments, contested = combine(m for m, _ in found), sum(n for _, n in found)
-    objects, covered = candidates_of(anchors, moments)
+    objects, covered = candidates_of(anchors, reason, moments)
     evidence = {
         "shards": len(reports),
         "computed": sum(r.computed for r in reports),

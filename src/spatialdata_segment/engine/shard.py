@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.core.statistics import Statistic
+    from spatialdata_segment.engine.preprocess import BoxReader
     from spatialdata_segment.engine.stored import Stored
     from spatialdata_segment.methods.base import ImageInfo, Method
 
@@ -45,7 +46,7 @@ class Job:
     source
         The method's channels of the whole image, lazy, for windows beyond the block that came.
     stored
-        The same on disk, where they are nothing but what lies there.
+        Reads a box of the same faster, where something can.
     seeds
         Reads the seeds of a box, where the method needs some.
     folder
@@ -64,7 +65,7 @@ class Job:
     plan: Plan
     statistics: Mapping[Statistic, float]
     source: da.Array
-    stored: Stored | None = None
+    stored: Stored | BoxReader | None = None
     device: str = "cpu"
     seeds: Callable[[Box], Seeds] | None = None
     folder: Path | None = None

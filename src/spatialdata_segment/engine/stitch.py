@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.measure import Moments, measure, pair_counts
 from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.seams import compose, decide
-from spatialdata_segment.core.shards import dense
+from spatialdata_segment.core.shards import dense, pick
 from spatialdata_segment.engine.entries import Entry, write_entry
 from spatialdata_segment.engine.shard import read_result, shard_path
 from spatialdata_segment.methods.base import Seeds
@@ -81,14 +81,18 @@ class StitchedLabels:
             yield common, result.labels.read(common), Entry(self.ids(i)).read("ids")
 
     def seeds(self, box: Box) -> Seeds:
-        """Return the objects of a box as seeds, numbered by their anchors' order."""
+        """Return the objects of a box as seeds, numbered by their anchors' order. What was rejected is no seed."""
+        index = self.index
         labels, ids = dense(self.read(box))
-        return Seeds(labels, self.index.anchors[ids.astype(np.int64) - 1] - np.array(box.start))
+        at = ids.astype(np.int64) - 1
+        kept = index.reason[at] == 0
+        number = np.concatenate([[0, 0], np.cumsum(kept) * kept]).astype(np.int32)  # `pick` begins with label -1
+        return Seeds(pick(labels, number), index.anchors[at[kept]] - np.array(box.start))
 
 
 @dataclass(frozen=True)
 class Index:
-    """The shards of a stitched mask, and the anchors of its candidates.
+    """The shards of a stitched mask, and what the next mask must know of its candidates.
 
     Attributes
     ----------
@@ -98,11 +102,14 @@ class Index:
         What they show.
     anchors
         ``(n, ndim)`` int64, of the candidates 1..n.
+    reason
+        ``(n,)`` uint8: why the method rejected one; 0: it did not.
     """
 
     shards: frozenset[int]
     windows: Boxes
     anchors: NDArray[np.int64]
+    reason: NDArray[np.uint8]
 
     def lacks(self, shards: Iterable[int]) -> list[int]:
         """Return those of ``shards`` that were not computed."""
@@ -124,8 +131,8 @@ def read_index(folder: Path) -> Index:
 @lru_cache(maxsize=4)
 def _read_index(path: Path, _state: tuple[int, ...]) -> Index:
     entry = Entry(path)
-    shards, windows, anchors = (entry.read(name) for name in ("shards", "windows", "anchors"))
-    return Index(frozenset(shards.tolist()), Boxes(shards, windows), anchors)
+    shards, windows, anchors, reason = (entry.read(n) for n in ("shards", "windows", "anchors", "reason"))
+    return Index(frozenset(shards.tolist()), Boxes(shards, windows), anchors, reason)
 
 
 def read_anchors(path: Path) -> NDArray[np.int64]:
@@ -149,6 +156,8 @@ class Stands:
         ``(k,)`` int32: their labels in the shard.
     anchor
         ``(k,)`` int64: raster index of their anchors in the image.
+    reason
+        ``(k,)`` uint8: why the method rejects them, 0 where it does not; they stand all the same.
     spans
         The parts of the plan's grid that they reach, as `Plan.span` has them.
     size
@@ -162,6 +171,7 @@ class Stands:
 
     local: NDArray[np.int32]
     anchor: NDArray[np.int64]
+    reason: NDArray[np.uint8]
     spans: list[tuple[int, ...]]
     size: int
     overlaps: NDArray[np.int64]
@@ -197,6 +207,7 @@ def decide_shard(shard: tuple[int, list[int]], plan: Plan, folder: Path, *, meas
     return Stands(
         local=local,
         anchor=np.ravel_multi_index(tuple(objects.anchor[kept].T), plan.shape),
+        reason=objects.reason[kept],
         spans=[tuple(s) for s in np.unique(plan.span(objects.bbox[kept]), axis=0).tolist()],
         size=len(objects),
         overlaps=decision.overlaps,
@@ -233,12 +244,12 @@ def number(
     decisions: Sequence[Stands],
     folder: Path,
     shape: tuple[int, ...],
-) -> tuple[NDArray[np.int64], Moments | None]:
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], Moments | None]:
     """Give what stands its ids, 1..n in raster order of the anchors, and keep them.
 
     Returns
     -------
-    The ``(n, ndim)`` anchors, and what the shards measured, if they did.
+    The ``(n, ndim)`` anchors, the ``(n,)`` reasons of the method, and what the shards measured, if they did.
     """
     flat = np.concatenate([np.zeros(0, np.int64), *(d.anchor for d in decisions)])
     order = np.argsort(flat, kind="stable")
@@ -251,24 +262,28 @@ def number(
         start += len(d.local)
         write_entry(ids_path(folder, shard), {"ids": ids})
     anchors = np.stack(np.unravel_index(flat[order], shape), axis=1)
-    index = {"shards": np.array(indices, np.int64), "windows": windows, "anchors": anchors}
+    reason = np.concatenate([np.zeros(0, np.uint8), *(d.reason for d in decisions)])[order]
+    index = {"shards": np.array(indices, np.int64), "windows": windows, "anchors": anchors, "reason": reason}
     write_entry(folder / "index.entry", index)
     parts = [d.moments for d in decisions if d.moments is not None]
     if not parts:
-        return anchors, None
+        return anchors, reason, None
     area, sums, bbox = (np.concatenate([getattr(p, f) for p in parts])[order] for f in ("area", "sums", "bbox"))
-    return anchors, Moments(np.arange(1, len(order) + 1), area, sums, bbox)
+    return anchors, reason, Moments(np.arange(1, len(order) + 1), area, sums, bbox)
 
 
-def candidates_of(anchors: NDArray[np.int64], moments: Moments | None) -> tuple[Objects, Objects]:
+def candidates_of(
+    anchors: NDArray[np.int64], reason: NDArray[np.uint8], moments: Moments | None
+) -> tuple[Objects, Objects]:
     """Return the candidates that hold pixels, and those that hold none any more."""
     n, ndim = anchors.shape
     ids = np.arange(1, n + 1)
     if moments is None:
-        return Objects.unmeasured(ids, anchors), Objects.empty(ndim)
+        return Objects.unmeasured(ids, anchors, reason), Objects.empty(ndim)
     lost = np.setdiff1d(ids, moments.ids)
     at = anchors[lost - 1]
-    covered = Objects(lost, at, np.zeros(len(lost), np.int64), at.astype(float), np.column_stack([at, at]))
+    none = np.zeros(len(lost), np.int64)
+    covered = Objects(lost, at, none, at.astype(float), np.column_stack([at, at]), reason[lost - 1])
     if not len(moments):
         return Objects.empty(ndim), covered
-    return moments.objects(anchors[moments.ids - 1]), covered
+    return replace(moments.objects(anchors[moments.ids - 1]), reason=reason[moments.ids - 1]), covered

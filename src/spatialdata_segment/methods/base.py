@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -63,11 +63,16 @@ class Decoded:
     complete
         ``(n,)`` bool: the object is what the whole image would give. None: the engine holds an object for
         complete when more than `Method.context` pixels lie between it and the window's open sides.
+    reasons
+        ``(n,)`` codes of `core.matching.Reason`: why the method rejects an object, 0 where it does not. What is
+        rejected stays a candidate, with its reason on record, and is not in the result. Judge whole objects
+        only: of one that is not complete the code does not count. None: nothing is rejected.
     """
 
     labels: NDArray[np.integer]
     anchors: NDArray[np.integer] | None = None
     complete: NDArray[np.bool_] | None = None
+    reasons: NDArray[np.integer] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,10 @@ class Method(BaseModel):
     def statistics(self, image: ImageInfo) -> tuple[Statistic, ...]:
         """Numbers of the whole image that `predict` and `decode` need. Never compute such of a window."""
         return ()
+
+    def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
+        """Return the method with what it takes from the image filled in; its context may then be another."""
+        return self
 
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Pixels, per axis, up to which a pixel's label may depend on its surroundings: the least halo."""

@@ -77,6 +77,9 @@ class Function(Method):
 
     def fingerprint(self) -> dict[str, Any]:
         """Name the function by its module and its name."""
-        function = self.function
-        where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
-        return {**super().fingerprint(), "function": where}
+        return {**super().fingerprint(), "function": path_of(self.function)}
+
+
+def path_of(function: Callable[..., Any]) -> str:
+    """Return where a function is defined."""
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"

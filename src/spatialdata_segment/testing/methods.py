@@ -13,6 +13,7 @@ import pickle
 from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import dask.array as da
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -20,8 +21,9 @@ from pydantic import ValidationError
 from spatialdata_segment.config import Workflow
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan, Window
-from spatialdata_segment.core.statistics import Histogram
 from spatialdata_segment.core.suppress import greedy
+from spatialdata_segment.engine.executor import Executor
+from spatialdata_segment.engine.whole import measure_image
 from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, Seeds, View
 from spatialdata_segment.methods.threshold import ThresholdNuclei
 from spatialdata_segment.testing.tiling import make_plan, tile, whole_plan
@@ -57,7 +59,7 @@ class MethodTests:
     """
 
     method: ClassVar[Method]
-    nucleus: ClassVar[Method] = ThresholdNuclei(min_distance=4)
+    nucleus: ClassVar[Method] = ThresholdNuclei(threshold="otsu", min_distance=4)
     ndim: ClassVar[int] = 2
     in_configurations: ClassVar[bool] = True
     maps_are_local: ClassVar[bool] = True
@@ -110,7 +112,8 @@ class MethodTests:
     def test_context_and_halo(self, image: NDArray[Any]) -> None:
         """Both are whole pixels, one per axis; the halo is no smaller than the context."""
         info = _info(image)
-        context, halo = self.method.context(info), self.method.halo(info)
+        method = _adapted(self.method, image)
+        context, halo = method.context(info), method.halo(info)
         assert len(context) == len(halo) == info.ndim
         assert all(0 <= c <= h for c, h in zip(context, halo, strict=True))
         assert np.array([context, halo]).dtype.kind == "i"
@@ -134,7 +137,7 @@ class MethodTests:
 
     def test_deterministic(self, image: NDArray[Any]) -> None:
         """The same window gives the same bits again."""
-        window = _windows(image, self.method.context(_info(image)))[0]
+        window = _windows(image, self._context(image))[0]
         first, again = self._maps(image, window), self._maps(image, window)
         assert first.tobytes() == again.tobytes()
         a, b = self._decode(image, window), self._decode(image, window)
@@ -148,7 +151,7 @@ class MethodTests:
         if not self.maps_are_local:
             pytest.skip("maps_are_local is False")
         whole = self.method.stored(self._maps(image, _whole(image)))
-        context = self.method.context(_info(image))
+        context = self._context(image)
         for window in _windows(image, context):
             inner = window.shrink(context)
             part = self.method.stored(self._maps(image, window))
@@ -157,7 +160,7 @@ class MethodTests:
 
     def test_labels_keep_the_contract(self, image: NDArray[Any]) -> None:
         """Labels are integers from -1; each has an anchor and a flag; each anchor is a pixel of the image."""
-        for window in [_whole(image), *_windows(image, self.method.context(_info(image)))]:
+        for window in [_whole(image), *_windows(image, self._context(image))]:
             decoded = self._decode(image, window)
             labels = np.asarray(decoded.labels)
             assert labels.shape == window.box.shape
@@ -176,7 +179,7 @@ class MethodTests:
     def test_complete_objects_are_those_of_the_image(self, image: NDArray[Any]) -> None:
         """What a window calls complete has the pixels and the anchor that the whole image gives."""
         whole = self._decode(image, _whole(image))
-        for window in _windows(image, self.method.context(_info(image))):
+        for window in _windows(image, self._context(image)):
             part = self._decode(image, window)
             if part.complete is None:
                 continue
@@ -202,18 +205,18 @@ class MethodTests:
         whole = self._tile(image, whole_plan(image.shape[1:]), tmp_path / "whole")
         rng = np.random.default_rng(5)
         for k in range(self.n_plans):
-            plan = _random_plan(rng, image.shape[1:], self.method.context(_info(image)), least=k == 0)
+            plan = _random_plan(rng, image.shape[1:], self._context(image), least=k == 0)
             assert self._tile(image, plan, tmp_path / str(k)).same_as(whole), plan
 
     def test_results_of_another_image_are_not_taken(self, image: NDArray[Any], tmp_path: Path) -> None:
         """A scratch folder with the shards of other pixels does not lead astray."""
-        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._halo(image))
+        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._context(image))
         self._tile(_locked(image[..., ::-1].copy()), plan, tmp_path / "a")
         assert self._tile(image, plan, tmp_path / "a").same_as(self._tile(image, plan, tmp_path / "b"))
 
     def test_resumed_run_is_the_same(self, image: NDArray[Any], tmp_path: Path) -> None:
         """Where half of the shards were lost, only these run again, and the result is the same."""
-        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._halo(image))
+        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._context(image))
         first = self._tile(image, plan, tmp_path, resume=True)
         for path in sorted((tmp_path / "cell" / "shards").glob("*.shard"))[::2]:
             path.unlink()
@@ -224,7 +227,7 @@ class MethodTests:
     def test_empty_image(self, image: NDArray[Any], tmp_path: Path) -> None:
         """Nothing but zeros holds no object, and is no error."""
         black = _locked(np.zeros_like(image))
-        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._halo(image))
+        plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._context(image))
         found = self._tile(black, plan, tmp_path)
         assert not found.labels.any()
         assert len(found.anchors) == 0
@@ -236,7 +239,7 @@ class MethodTests:
             shape = tuple(1 if k in (axis, self.ndim) else n for axis, n in enumerate(image.shape[1:]))
             thin = _locked(image[(slice(None), *(slice(n) for n in shape))].copy())
             whole = self._tile(thin, whole_plan(shape), tmp_path / f"whole{k}")
-            plan = _random_plan(rng, shape, self.method.context(_info(thin)), least=False)
+            plan = _random_plan(rng, shape, self._context(thin), least=False)
             assert self._tile(thin, plan, tmp_path / str(k)).same_as(whole)
 
     def test_objects_at_the_border_are_kept(self, image: NDArray[Any], tmp_path: Path) -> None:
@@ -250,8 +253,8 @@ class MethodTests:
 
     # helpers
 
-    def _halo(self, image: NDArray[Any]) -> tuple[int, ...]:
-        return self.method.context(_info(image))
+    def _context(self, image: NDArray[Any]) -> tuple[int, ...]:
+        return _adapted(self.method, image).context(_info(image))
 
     def _tile(self, image: NDArray[Any], plan: Plan, folder: Path, *, resume: bool = False) -> Any:
         nucleus = self.nucleus if self.method.seeded else None
@@ -259,14 +262,16 @@ class MethodTests:
 
     def _maps(self, image: NDArray[Any], window: Window) -> NDArray[Any]:
         pixels = image[: 0 if self.method.default_channels == () else None]
-        view = View(window, _info(image), _statistics(self.method, image), model=self.method.load("cpu"))
-        return np.asarray(self.method.predict(_locked(pixels[(slice(None), *window.box.slices)].copy()), view))
+        method = _adapted(self.method, image)
+        view = View(window, _info(image), _statistics(self.method, image), model=method.load("cpu"))
+        return np.asarray(method.predict(_locked(pixels[(slice(None), *window.box.slices)].copy()), view))
 
     def _decode(self, image: NDArray[Any], window: Window) -> Decoded:
         """Decode a window alone: the maps in their stored precision, no image."""
         maps = _locked(self.method.stored(self._maps(image, window)))
         seeds = self._seeds(image)(window) if self.method.seeded or self.method.proposes else None
-        return self.method.decode(maps, View(window, _info(image), _statistics(self.method, image), seeds))
+        view = View(window, _info(image), _statistics(self.method, image), seeds)
+        return _adapted(self.method, image).decode(maps, view)
 
     def _seeds(self, image: NDArray[Any]) -> Callable[[Window], Seeds]:
         """Return the seeds of any window, from the whole image."""
@@ -277,7 +282,8 @@ class MethodTests:
             found = self.method.propose(_locked(maps), View(whole, _info(image), _statistics(self.method, image)))
             kept = np.asarray(found.anchors)[greedy(found.scores, found.anchors, found.edges)]
             return lambda w: Seeds(None, kept[w.box.holds(kept)] - np.array(w.box.start))
-        nuclei = self.nucleus.decode(self.nucleus.stored(self.nucleus.predict(image, view)), view)
+        nucleus = _adapted(self.nucleus, image)
+        nuclei = nucleus.decode(nucleus.stored(nucleus.predict(image, view)), view)
         assert nuclei.anchors is not None
         anchors = np.asarray(nuclei.anchors)
 
@@ -318,7 +324,12 @@ def _random_plan(rng: np.random.Generator, shape: tuple[int, ...], context: tupl
 
 def _statistics(method: Method, image: NDArray[Any]) -> dict[Any, float]:
     info = _info(image)
-    return {s: Histogram.of(image[s.channel]).compute(s) for s in method.statistics(info)}
+    plan, source = make_plan(info.shape, info.shape, (0,) * info.ndim), da.from_array(image, chunks=-1)
+    return measure_image(source, method.statistics(info), plan, Executor(1), "statistics")
+
+
+def _adapted(method: Method, image: NDArray[Any]) -> Method:
+    return method.adapted(_info(image), _statistics(method, image))
 
 
 def _locked(array: NDArray[Any]) -> NDArray[Any]:

@@ -94,7 +94,7 @@ def tile(
     method
         A seeded one needs ``nucleus``, the method of its seeds; it reads the same channels.
     plan
-        Cores and halo.
+        Cores and halo; the halo is widened to the context of the method as it is adapted to the image.
     folder
         Empty folder for the scratch.
     nucleus
@@ -126,7 +126,10 @@ def tile(
 def _run(job: Job, folder: Path, executor: Executor, stage: str) -> Mask:
     wanted = job.method.statistics(job.image)
     values = measure_image(job.source, wanted, job.plan, executor, stage)
-    return run_mask(replace(job, statistics=values), folder, range(len(job.plan)), executor, stage)
+    method = job.method.adapted(job.image, values)
+    halo = tuple(max(h, c) for h, c in zip(job.plan.halo, method.context(job.image), strict=True))
+    job = replace(job, method=method, plan=replace(job.plan, halo=halo), statistics=values)
+    return run_mask(job, folder, range(len(job.plan)), executor, stage)
 
 
 def _chunks(length: int, core: int, first: int) -> tuple[int, ...]:
