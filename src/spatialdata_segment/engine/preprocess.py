@@ -12,7 +12,7 @@ import numpy as np
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.median import disk_median
 from spatialdata_segment.core.plan import Plan
-from spatialdata_segment.core.statistics import Statistic
+from spatialdata_segment.core.statistics import Statistic, quantile_or_end
 from spatialdata_segment.engine.whole import measure_image, read_source
 from spatialdata_segment.errors import InputError
 
@@ -116,7 +116,7 @@ class Preprocessing:
 
     def statistics(self) -> tuple[Statistic, ...]:
         """Numbers of the whole image, as it was, that `apply` needs."""
-        return tuple(_bound(channel, q) for channel, pair in enumerate(self.quantiles or ()) for q in pair)
+        return tuple(quantile_or_end(channel, q) for channel, pair in enumerate(self.quantiles or ()) for q in pair)
 
     def dtype(self, before: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype of the changed pixels."""
@@ -145,8 +145,8 @@ class Preprocessing:
         """List what is done. A median is a pixel, and scaling keeps the order: the median of integers goes first."""
         changes: list[Change] = [] if self.median is None else [Median(self.median)]
         if self.quantiles is not None:
-            bounds = ((levels[_bound(c, low)], levels[_bound(c, high)]) for c, (low, high) in enumerate(self.quantiles))
-            changes.append(Normalize(tuple(bounds)))
+            pairs = [[levels[quantile_or_end(c, q)] for q in pair] for c, pair in enumerate(self.quantiles)]
+            changes.append(Normalize(tuple((low, high) for low, high in pairs)))
         return [*changes, *self.steps]
 
 
@@ -191,12 +191,6 @@ def measure(
     stage = f"{stage} statistics"
     found = measure_image(pixels, wanted, plan, executor, stage, kept[1], least=before.least(), read=read)
     return Measured(levels, found)
-
-
-def _bound(channel: int, q: float) -> Statistic:
-    if q in (0, 1):
-        return Statistic("maximum" if q else "minimum", channel)
-    return Statistic("quantile", channel, q)
 
 
 @dataclass(frozen=True)
