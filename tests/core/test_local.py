@@ -25,8 +25,8 @@ MASKS = {
     "contrast, small": (lambda i, w: contrast_mask(i, w, 3.0, 0.4, 0.02), contrast_reach(3.0)),
     "contrast, cells of two": (lambda i, w: contrast_mask(i, w, 7.3, 0.3, 0.0), contrast_reach(7.3)),
     "otsu": (lambda i, w: otsu_mask(i, w, 16, 0.3), otsu_reach(16)),
-    "median": (lambda i, w: median_mask(i, w, 7, 3, 0.1), median_reach(7, 3)),
-    "median, every pixel": (lambda i, w: median_mask(i, w, 5, 1, 0.05), median_reach(5, 1)),
+    "median": (lambda i, w: median_mask(i, w, 7, 3, 0.1, (0.0, 1.0)), median_reach(7, 3)),
+    "median, every pixel": (lambda i, w: median_mask(i, w, 5, 1, 0.05, (0.0, 1.0)), median_reach(5, 1)),
 }
 
 
@@ -104,7 +104,7 @@ def test_means_of_cells_and_of_the_rest_at_the_end():
 
 def test_median_as_in_scikit_image():
     image = a_picture(1, (203, 190))
-    found = median_mask(image, window(image.shape), 11, 4, 0.05)
+    found = median_mask(image, window(image.shape), 11, 4, 0.05, (0.0, 1.0))
     local = threshold_local(image[::4, ::4], block_size=11, method="median", offset=-0.05)
     expected = image > resize(local, image.shape)
     assert (found == expected).mean() > 0.9995  # medians are known to 1/65,535

@@ -251,6 +251,7 @@ def test_flat_and_saturated_images_have_no_nuclei():
         ({"median_step": 2}, "median_step=2 has no effect"),
         ({"otsu_block": 64}, "otsu_block=64 has no effect"),
         ({"threshold": 5.0, "contrast": 0.5}, "contrast=0.5 has no effect"),
+        ({"threshold": 5.0, "min_distance": 4, "debris": 0, "object_radius": 9}, "object_radius=9.0 has no effect"),
         ({"threshold": "ostu"}, "Input should be 'otsu' or 'local-otsu'"),
         ({"contact_filter": 1.5}, "less than or equal to 1"),
         ({"median_filter_size": 0}, "greater than or equal to 1"),
@@ -260,6 +261,37 @@ def test_flat_and_saturated_images_have_no_nuclei():
 def test_mistakes_are_told(given, message):
     with pytest.raises(ValidationError, match=message):
         ThresholdNuclei(**given)
+
+
+@pytest.mark.parametrize(("pixels", "value"), [(16, 65535), (36, 40000), (81, 30000)])
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"threshold": "otsu", "upper_quantile_normalization": 0.995}, {"upper_quantile_normalization": 0.995}],
+)
+def test_a_speck_of_debris_does_not_decide(pixels, value, parameters):
+    image = TISSUE.block(Box.whole(SHAPE)).image[:1] // 5
+    clean = run(image, **parameters)[2]
+    dirty = image.copy()
+    side = int(pixels**0.5)
+    dirty[0, 5 : 5 + side, 5 : 5 + side] = value
+    found = run(dirty, **parameters)[2]
+    assert abs(int((found.reasons == 0).sum()) - int((clean.reasons == 0).sum())) <= 4
+
+
+def test_a_local_median_is_one_whatever_the_units(image):
+    levels = image.astype(np.float64) / 65535
+    _, mask, _ = run(image, threshold=300.0, median_block=31, sigma=0)
+    assert 0.05 < mask.mean() < 0.6
+    for other, threshold in ((image + np.uint16(1000), 300.0), (levels - 1, 300 / 65535), (image.astype("f4"), 300.0)):
+        _, found, _ = run(other, threshold=threshold, median_block=31, sigma=0)
+        assert (found == mask).mean() > 0.998
+
+
+@pytest.mark.parametrize("offset", [2**26, 2**31])
+def test_a_large_offset_changes_nothing(image, offset):
+    _, mask, _ = run(image)
+    _, found, _ = run(image.astype(np.int64) + offset)
+    assert (found == mask).mean() > 0.995
 
 
 def test_values_of_scportrait():

@@ -299,3 +299,9 @@ def test_accuracy_with_true_nuclei(kind, least):
     block = Tissue(shape, seed=7, **kind).block(Box.whole(shape))
     cells, _ = _decoded(SeededWatershed(), block.image[1], block.nuclei)
     assert match_scores(block.cells, cells, (0.7,)).f1[0] >= least
+
+
+def test_a_membrane_stain_without_signal_is_told():
+    method, image = SeededWatershed(), ImageInfo((9, 9), np.dtype("u2"))
+    with pytest.warns(UserWarning, match="the membrane stain is 7 at both quantiles"):
+        method.adapted(image, dict.fromkeys(method.statistics(image), 7.0))

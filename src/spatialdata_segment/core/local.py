@@ -55,14 +55,14 @@ class Cells:
         ends = zip(window.box.stop, window.open_high, strict=True)
         return cls(size, first, tuple(b // size if is_open else -(-b // size) for b, is_open in ends), window)
 
-    def means(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def means(self, image: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the mean of each cell, added up in raster order."""
-        out = np.zeros([max(b - a, 0) for a, b in zip(self.first, self.stop, strict=True)], np.float32)
+        out = np.zeros([max(b - a, 0) for a, b in zip(self.first, self.stop, strict=True)], image.dtype)
         offset = [a * self.size - o for a, o in zip(self.first, self.window.box.start, strict=True)]
         _means(_volume(image), _three(offset, 0), _three([self.size] * image.ndim, 1), _volume(out))
         return out
 
-    def above(self, image: NDArray[np.float32], threshold: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def above(self, image: NDArray[np.floating], threshold: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Tell which pixels are above a threshold that is given at the cells' centres, linear between them."""
         out = np.zeros(image.shape, np.bool_)
         if threshold.size:
@@ -89,7 +89,7 @@ def contrast_reach(radius: float) -> int:
 
 
 def contrast_mask(
-    smooth: NDArray[np.float32], window: Window, radius: float, share: float, least: float
+    smooth: NDArray[np.floating], window: Window, radius: float, share: float, least: float
 ) -> NDArray[np.bool_]:
     """Tell which pixels are bright by the measure of their surroundings.
 
@@ -100,7 +100,7 @@ def contrast_mask(
     Parameters
     ----------
     smooth
-        ``([z], y, x)`` float32.
+        ``([z], y, x)`` float32 or float64; the grid has its precision.
     window
         What it shows.
     radius
@@ -121,7 +121,8 @@ def contrast_mask(
     ground = _blurred(ground, 0.3 * _BACKGROUND * r, 1.5)
     peak = ndimage.maximum_filter(means, 2 * round(_PEAK * r) + 1)
     peak = _blurred(peak, _PEAK * r / 2, 1.5)
-    height = np.maximum(np.float32(share) * (peak - ground), np.float32(least))
+    kind = smooth.dtype.type
+    height = np.maximum(kind(share) * (peak - ground), kind(least))
     return cells.above(smooth, ground + np.maximum(height, 0))
 
 
@@ -130,7 +131,7 @@ def otsu_reach(block: int) -> int:
     return 3 * block
 
 
-def otsu_mask(smooth: NDArray[np.float32], window: Window, block: int, floor: float) -> NDArray[np.bool_]:
+def otsu_mask(smooth: NDArray[np.floating], window: Window, block: int, floor: float) -> NDArray[np.bool_]:
     """Tell which pixels of a plane are above Otsu's threshold of their surroundings.
 
     The threshold of a cell of ``block`` px is that of the 3 x 3 cells around it, linear between the cells'
@@ -138,7 +139,7 @@ def otsu_mask(smooth: NDArray[np.float32], window: Window, block: int, floor: fl
     """
     cells = Cells.of(window, block)
     grid = [b - a for a, b in zip(cells.first, cells.stop, strict=True)]
-    threshold = np.full(grid, floor, np.float32)
+    threshold = np.full(grid, floor, smooth.dtype)
     start = window.box.start
     for at in np.ndindex(*grid):
         spans = []
@@ -168,13 +169,15 @@ def median_reach(block: int, step: int) -> int:
     return step * (block // 2 + 3)
 
 
-def median_mask(image: NDArray[np.float32], window: Window, block: int, step: int, offset: float) -> NDArray[np.bool_]:
+def median_mask(
+    image: NDArray[np.floating], window: Window, block: int, step: int, offset: float, ends: tuple[float, float]
+) -> NDArray[np.bool_]:
     """Tell which pixels of a plane exceed the median of their surroundings by ``offset``.
 
     Parameters
     ----------
     image
-        ``(y, x)`` float32, 0 to 1; the medians are known to 1/65,535.
+        ``(y, x)``.
     window
         What it shows.
     block
@@ -182,14 +185,17 @@ def median_mask(image: NDArray[np.float32], window: Window, block: int, step: in
     step
         Every which pixel is looked at, from the first of the image.
     offset
-        0 to 1.
+        In units of the image.
+    ends
+        Least and greatest value of the whole image; medians are known to 1/65,535 of what lies between.
     """
+    low, span = ends[0], (ends[1] - ends[0]) or 1.0
     first = [-(-a // step) for a in window.box.start]
     thinned = image[tuple(slice(k * step - a, None, step) for k, a in zip(first, window.box.start, strict=True))]
     if not thinned.size:
         return np.zeros(image.shape, np.bool_)
-    levels = np.rint(np.clip(thinned, 0, 1) * 65535).astype(np.uint16)
-    local = square_median(levels, block // 2).astype(np.float32) / np.float32(65535) + np.float32(offset)
+    levels = np.rint(np.clip((thinned - low) / span, 0, 1) * 65535).astype(np.uint16)
+    local = (square_median(levels, block // 2) * (span / 65535) + (low + offset)).astype(image.dtype)
     full = window.image.stop
     between = []
     for axis in range(2):
@@ -212,8 +218,8 @@ def _span(sigma: float, truncate: float) -> int:
     return int(truncate * sigma + 0.5)
 
 
-def _blurred(image: NDArray[np.float32], sigma: float, truncate: float) -> NDArray[np.float32]:
-    out: NDArray[np.float32] = ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=truncate)
+def _blurred(image: NDArray[np.floating], sigma: float, truncate: float) -> NDArray[np.floating]:
+    out: NDArray[np.floating] = ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=truncate)
     return out
 
 
@@ -248,7 +254,7 @@ def _above(image: Any, grid: Any, along_z: Any, along_y: Any, along_x: Any, out:
     (lz, wz), (ly, wy), (lx, wx) = along_z, along_y, along_x
     nz, ny, nx = image.shape
     gz, gy, gx = grid.shape
-    row = np.empty(gx, np.float32)
+    row = np.empty(gx, grid.dtype)
     one = np.float32(1)
     for z in range(nz):
         k0 = lz[z]

@@ -29,12 +29,13 @@ class Statistic:
     ----------
     kind
         ``"otsu"`` (the threshold), ``"dark"`` and ``"bright"`` (the median of what is not above it, the mean of
-        what is), ``"quantile"``, ``"minimum"``, ``"maximum"``, or ``"radius"`` (px, of a usual object; see
-        `spatialdata_segment.engine.whole`).
+        what is), ``"radius"`` (px, of a usual object; see `spatialdata_segment.engine.whole`), ``"quantile"``,
+        ``"minimum"`` or ``"maximum"``.
     channel
         Position among the method's channels.
     value
-        The quantile, 0 to 1.
+        The quantile, 0 to 1. Of the first four kinds: the quantile at which brighter pixels are clipped before,
+        so that a speck of debris does not decide; 0: none are.
     """
 
     kind: Literal["otsu", "dark", "bright", "quantile", "minimum", "maximum", "radius"]
@@ -44,7 +45,7 @@ class Statistic:
     @property
     def label(self) -> str:
         """Name under which the number is reported."""
-        detail = f"_{self.value:g}" if self.kind == "quantile" else ""
+        detail = f"_{self.value!r}" if self.kind == "quantile" else ""
         return f"channel{self.channel}_{self.kind}{detail}"
 
 
@@ -120,12 +121,14 @@ class Histogram:
         """Return the number asked for."""
         match statistic.kind:
             case "otsu":
-                return self.otsu()
+                return self.clipped(statistic.value).otsu()
             case "dark":
-                return self._part(self.values <= self.otsu()).quantile(0.5)
+                seen = self.clipped(statistic.value)
+                return seen._part(seen.values <= seen.otsu()).quantile(0.5)
             case "bright":
-                above = self._part(self.values > self.otsu())
-                return float(above.counts @ above.values / above.counts.sum()) if len(above.values) else self.highest
+                seen = self.clipped(statistic.value)
+                above = seen._part(seen.values > seen.otsu())
+                return float(above.counts @ above.values / above.counts.sum()) if len(above.values) else seen.highest
             case "quantile":
                 return self.quantile(statistic.value)
             case "minimum":
@@ -134,6 +137,16 @@ class Histogram:
                 return self.highest
             case "radius":
                 raise ValueError("a histogram of values knows of no radius")
+
+    def clipped(self, q: float) -> Histogram:
+        """Return the histogram of the pixels clipped at a quantile; 0: itself."""
+        top = self.quantile(q) if q else self.highest
+        if top >= self.highest:
+            return self
+        below = self.values < top
+        values = np.append(self.values[below], top)
+        counts = np.append(self.counts[below], self.counts[~below].sum())
+        return replace(self, values=values, counts=counts, lowest=min(self.lowest, top), highest=top)
 
     def between_classes(self) -> float:
         """Return the middle between Otsu's threshold and the next value: for pixels that were smoothed since."""

@@ -79,7 +79,7 @@ def measure_image(
     values = {s: histograms[s.channel].compute(s) for s in wanted if s.kind != "radius"}
     for s in wanted:
         if s.kind == "radius":
-            between = histograms[s.channel].between_classes()
+            between = histograms[s.channel].clipped(s.value).between_classes()
             box = None if read is None else partial(_read_channel, read, s.channel)
             values[s] = usual_radius(source[s.channel], between, executor, f"{stage}: object size", box)
     if path is not None:
@@ -133,7 +133,8 @@ def _distances(read: Callable[[Box], NDArray[Any]], image: Box, threshold: float
     far = _FAR[box.ndim]
     wide = box.grow((far + 4,) * box.ndim, image)
     pixels = read(wide)
-    mask = ndimage.gaussian_filter(pixels, 1.0, output=np.float32, mode="nearest") > threshold
+    precision = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
+    mask = ndimage.gaussian_filter(pixels, 1.0, output=precision, mode="nearest") > threshold
     squared = squared_distance(as_volume(mask)).reshape(mask.shape)[box.within(wide)]
     return np.bincount(np.minimum(squared[squared > 0], far**2), minlength=far**2 + 1)
 

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_OTSU, _DARK, _BRIGHT = Statistic("otsu"), Statistic("dark"), Statistic("bright")
-_RADIUS = Statistic("radius")
+_CLIP = 0.999
+"""Brighter pixels than this quantile do not count in what is measured of an image: debris does not decide."""
+_DARK, _BRIGHT = Statistic("dark", value=_CLIP), Statistic("bright", value=_CLIP)
+_RADIUS = Statistic("radius", value=_CLIP)
 _LEAST_RADIUS, _USUAL_RADIUS = 4.0, 10.0
 """px; assumed for the least and for the usual halo until the image was measured."""
 
@@ -148,6 +150,7 @@ class ThresholdNuclei(Method):
             "contrast": self.threshold is not None,
             "min_contrast": self.threshold is not None,
         }
+        idle["object_radius"] = self.threshold is not None and self.min_distance is not None and self.debris == 0
         for name, has_no_effect in idle.items():
             if has_no_effect and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
@@ -180,6 +183,11 @@ class ThresholdNuclei(Method):
         return None if low is None and high is None else (low or 0.0, 1.0 if high is None else high)
 
     @property
+    def _otsu(self) -> Statistic:
+        """Otsu's threshold of what the quantiles leave."""
+        return Statistic("otsu", value=self.upper_quantile_normalization or 0.0)
+
+    @property
     def _asks_radius(self) -> bool:
         return self.object_radius is None and (self.threshold is None or self.min_distance is None or self.debris > 0)
 
@@ -187,7 +195,9 @@ class ThresholdNuclei(Method):
         """Thresholds, quantiles and the size of the nuclei, as far as they are not given."""
         wanted = [quantile_or_end(0, q) for q in self._quantiles or ()]
         if isinstance(self.threshold, str):
-            wanted.append(_OTSU)
+            wanted.append(self._otsu)
+        if self.median_block is not None and self._quantiles is None:
+            wanted += [quantile_or_end(0, 0), quantile_or_end(0, 1)]
         if self.threshold == "local-otsu":
             wanted.append(_DARK)
         if self.threshold is None and self.min_contrast > 0:
@@ -230,7 +240,8 @@ class ThresholdNuclei(Method):
         if self._quantiles is not None:
             low, high = (view.statistics[quantile_or_end(0, q)] for q in self._quantiles)
             span = high - low or 1.0
-            stain = np.clip((stain - low) / span, 0, 1).astype(np.float32)
+            scaled = np.clip((stain - low) / span, 0, 1) if high > low else stain > low
+            stain = scaled.astype(np.float32)
         mask = self._foreground(_smooth(stain, self.sigma), view, low, span)
         if self.speckle_kernel is not None:
             eroded = squared_distance(as_volume(mask)) > self.speckle_kernel**2
@@ -244,7 +255,7 @@ class ThresholdNuclei(Method):
             least = self.min_contrast * (known[_BRIGHT] - known[_DARK]) / span if self.min_contrast else 0.0
             return contrast_mask(smooth, view.window, self._radius(view), self.contrast, least)
         if isinstance(self.threshold, str):
-            otsu = (known[_OTSU] - low) / span
+            otsu = (known[self._otsu] - low) / span
             if self.threshold == "otsu":
                 return smooth > otsu
             floor = (otsu + (known[_DARK] - low) / span) / 2
@@ -252,7 +263,10 @@ class ThresholdNuclei(Method):
         if self.median_block is None:
             return smooth > self.threshold
         block, step, offset = self.median_block, self.median_step, self.threshold
-        return _planes(smooth, view.window, lambda plane, window: median_mask(plane, window, block, step, offset))
+        ends = (0.0, 1.0)
+        if self._quantiles is None:
+            ends = known[quantile_or_end(0, 0)], known[quantile_or_end(0, 1)]
+        return _planes(smooth, view.window, lambda plane, window: median_mask(plane, window, block, step, offset, ends))
 
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
         """Find the peaks, flood the foreground from them, and judge the objects."""

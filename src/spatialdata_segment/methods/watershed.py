@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -12,10 +13,12 @@ from spatialdata_segment.core.expand import expand
 from spatialdata_segment.core.flood import UNRESOLVED
 from spatialdata_segment.core.potential import UNIT, complete, grow, ridges
 from spatialdata_segment.core.shards import as_volume
-from spatialdata_segment.core.statistics import Statistic
+from spatialdata_segment.core.statistics import Statistic, quantile_or_end
 from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, View, pixels, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from spatialdata_segment.core.plan import Window
@@ -135,13 +138,27 @@ class SeededWatershed(Method):
 
     @property
     def _range(self) -> tuple[Statistic, Statistic]:
-        quantiles = self.lower_quantile_normalization, self.upper_quantile_normalization
-        low, high = (Statistic("quantile", 0, q) for q in quantiles)
-        return low, high
+        return (
+            quantile_or_end(0, self.lower_quantile_normalization),
+            quantile_or_end(0, self.upper_quantile_normalization),
+        )
 
     def statistics(self, image: ImageInfo) -> tuple[Statistic, ...]:
         """Return the quantiles of the stain, and Otsu's threshold unless one is given."""
         return (*self._range, _OTSU) if self.threshold is None else self._range
+
+    def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
+        """Say so where the stain shows nothing to grow by."""
+        low, high = self._range
+        if low in statistics and statistics[low] == statistics[high]:
+            warnings.warn(
+                f"the membrane stain is {statistics[low]:g} at both quantiles {self.lower_quantile_normalization:g} and "
+                f"{self.upper_quantile_normalization:g}: the cells are nuclei that were grown. Check channels=, widen "
+                "the quantiles, or use ExpandNuclei",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self
 
     @property
     def _reach(self) -> int:
