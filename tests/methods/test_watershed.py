@@ -303,5 +303,5 @@ def test_accuracy_with_true_nuclei(kind, least):
 
 def test_a_membrane_stain_without_signal_is_told():
     method, image = SeededWatershed(), ImageInfo((9, 9), np.dtype("u2"))
-    with pytest.warns(UserWarning, match="the membrane stain is 7 at both quantiles"):
+    with pytest.warns(UserWarning, match="the membrane stain is 7 at both quantiles, "):
         method.adapted(image, dict.fromkeys(method.statistics(image), 7.0))

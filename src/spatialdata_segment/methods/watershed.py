@@ -152,8 +152,8 @@ class SeededWatershed(Method):
         low, high = self._range
         if low in statistics and statistics[low] == statistics[high]:
             warnings.warn(
-                f"the membrane stain is {statistics[low]:g} at both quantiles {self.lower_quantile_normalization:g} and "
-                f"{self.upper_quantile_normalization:g}: the cells are nuclei that were grown. Check channels=, widen "
+                f"the membrane stain is {statistics[low]:g} at both quantiles, {self.lower_quantile_normalization:g} "
+                f"and {self.upper_quantile_normalization:g}: the cells are nuclei that were grown. Check channels=, widen "
                 "the quantiles, or use ExpandNuclei",
                 UserWarning,
                 stacklevel=2,
