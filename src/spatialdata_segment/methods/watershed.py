@@ -153,8 +153,8 @@ class SeededWatershed(Method):
         if low in statistics and statistics[low] == statistics[high]:
             warnings.warn(
                 f"the membrane stain is {statistics[low]:g} at both quantiles, {self.lower_quantile_normalization:g} "
-                f"and {self.upper_quantile_normalization:g}: the cells are nuclei that were grown. Check channels=, widen "
-                "the quantiles, or use ExpandNuclei",
+                f"and {self.upper_quantile_normalization:g}: the cells are nuclei that were grown. Check channels=, "
+                "widen the quantiles, or use ExpandNuclei",
                 UserWarning,
                 stacklevel=2,
             )
