@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +148,71 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys):
     assert "Permission" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [[], ["demo", "--size", "big"], ["segment"]])
+@pytest.fixture
+def models_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLPOSE_LOCAL_MODELS_PATH", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+def test_models_are_listed(models_folder, capsys):
+    from spatialdata_segment.methods.cellpose.models import BUILT_IN
+
+    models_folder.mkdir()
+    (models_folder / "cyto3").write_bytes(bytes(2_500_000))
+    (models_folder / "gui_models.txt").write_text("mine\n")
+    assert main(["models", "list"]) == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert lines["name"].split() == ["name", "generation", "there", "size", "description"]
+    assert set(BUILT_IN) | {"mine"} < set(lines)
+    assert lines["cyto3"].split()[1:5] == ["3", "yes", "2.5", "MB"]
+    assert lines["cpsam_v2"].split()[1:4] == ["4", "no", "-"]
+    assert lines["mine"].split()[1:3] == ["-", "no"]
+    column = lines["name"].index("description")
+    assert {name: lines[name][column:] for name in BUILT_IN} == {e.name: e.description for e in BUILT_IN.values()}
+    assert str(models_folder) in out
+
+
+def test_models_are_fetched(models_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pooch")
+    from spatialdata_segment.methods.cellpose import models
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    (tmp_path / "remote").mkdir()
+    for name, start in {"cyto3": b"PK\x03\x04", "size_cyto3.npy": b"\x93NUMPY", "CP": b"\x80"}.items():
+        (tmp_path / "remote" / name).write_bytes(start + bytes(1000))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "remote")))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(models, "CPNET_URL", f"http://127.0.0.1:{server.server_port}/")
+    try:
+        assert main(["models", "fetch", "cyto3", "CP", "--quiet"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        for name in ("cyto3", "size_cyto3.npy", "CP"):
+            assert f"{models_folder / name} (0.0 MB)" in out
+        assert "CC-BY-NC" in out
+        assert main(["models", "fetch", "cyto", "--quiet"]) == 2
+        assert "404" in capsys.readouterr().err
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_no_model_is_fetched_where_one_is_unknown(models_folder, capsys):
+    assert main(["models", "fetch", "cyto3", "cyto33"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("spatialdata-segment: error: no model 'cyto33': did you mean 'cyto3'?")
+    assert "Traceback" not in error
+    assert not models_folder.exists()
+    with pytest.raises(InputError):
+        main(["models", "fetch", "cyto33", "--debug"])
+
+
+@pytest.mark.parametrize("argv", [[], ["demo", "--size", "big"], ["segment"], ["models"], ["models", "fetch"]])
 def test_wrong_arguments_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as raised:
         main(argv)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._verbs import filter_labels, match_nuclei
     from spatialdata_segment.config import SizeFilter, Workflow
     from spatialdata_segment.methods.base import Method
+    from spatialdata_segment.methods.cellpose.method import Cellpose
     from spatialdata_segment.methods.expand import ExpandNuclei
     from spatialdata_segment.methods.function import Function
     from spatialdata_segment.methods.registry import register_method, register_workflow
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.methods.watershed import SeededWatershed
 
 __all__ = [
+    "Cellpose",
     "EqualizeHistogram",
     "ExpandNuclei",
     "Function",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Cellpose": "methods.cellpose.method",
     "EqualizeHistogram": "_preprocess",
     "ExpandNuclei": "methods.expand",
     "Function": "methods.function",

@@ -143,20 +143,21 @@ def method_channels(
     """Return the channels that a method reads: those that it names itself, else those of its roles."""
     if method.channels is not None:
         return named_channels(names, method.channels, dtype, what)
-    if method.default_channels is None:
+    wanted = method.roles(mask)
+    if wanted is None:
         return tuple(base)
-    if len(base) <= max(method.default_channels, default=-1):
-        need = max(method.default_channels) + 1
+    if len(base) <= max(wanted, default=-1):
+        need = max(wanted) + 1
         raise InputError(
             f"{method.name} ({mask}) needs {need} channels (0: nuclear, 1: membrane stain), but {len(base)} "
             f"{'is' if len(base) == 1 else 'are'} given; the image has: {', '.join(names)}"
         )
-    return tuple(base[i] for i in method.default_channels)
+    return tuple(base[i] for i in wanted)
 
 
-def roles(method: Method, n: int) -> tuple[int, ...]:
+def roles(method: Method, mask: str, n: int) -> tuple[int, ...]:
     """Return, for each of the ``n`` channels that a method reads, its place among the workflow's channels."""
-    default = method.default_channels or ()
+    default = method.roles(mask) or ()
     return tuple(default[i] if i < len(default) else i for i in range(n))
 
 

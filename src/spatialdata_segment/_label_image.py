@@ -14,6 +14,7 @@ from spatialdata_segment._channels import Channel, base_channels, method_channel
 from spatialdata_segment._request import checked_pixel_size, checked_shard_size, halo_of
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.core.plan import Plan
+from spatialdata_segment.engine.devices import resolve_devices
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.engine.lazy import lazy_labels
 from spatialdata_segment.engine.preprocess import measure
@@ -41,6 +42,7 @@ def label_image(
     overlap_px: int | Sequence[int] | None = None,
     statistics: Mapping[Statistic, float] | None = None,
     n_jobs: int | None = None,
+    devices: str | Sequence[str] = "auto",
 ) -> xr.DataArray | da.Array:
     """Label an image lazily: nothing but its statistics is computed before the labels are.
 
@@ -63,6 +65,8 @@ def label_image(
         normalization reads it as well.)
     n_jobs
         For the statistics.
+    devices
+        Where networks run; see `segment`.
 
     Returns
     -------
@@ -83,15 +87,16 @@ def label_image(
         raise InputError(f"{chosen.name} does not work on {info.ndim}D images, and this one has shape {shape}")
     at = _channels(image, channels, flow, mask, data)
     plan = Plan.fewest(shape, checked_shard_size(shard_size, len(shape)), halo_of(chosen, info, overlap_px))
-    source, before = read_channels(data, at), flow.preprocessing({mask: roles(chosen, len(at))})[mask]
-    info = replace(info, dtype=before.dtype(source.dtype))
-    wanted = chosen.statistics(info) if statistics is None else ()
-    found = measure(source, before, wanted, plan, Executor(n_jobs), mask)
-    numbers = found.statistics if statistics is None else statistics
+    source, before = read_channels(data, at), flow.preprocessing({mask: roles(chosen, mask, len(at))})[mask]
+    info = replace(info, dtype=before.dtype(source.dtype), n_channels=len(at))
+    chosen.check(info)
+    on = resolve_devices(devices, used=chosen.uses_device)
+    found = measure(source, before, chosen, info, plan, Executor(n_jobs), mask, devices=on, known=statistics)
+    numbers = found.statistics
     chosen = chosen.adapted(info, numbers)
     plan = replace(plan, halo=halo_of(chosen, info, overlap_px))
     reader = before.reader(partial(read_source, source), shape, found.levels)
-    labels = lazy_labels(Job(chosen, info, plan, numbers, before.apply(source, found.levels), reader))
+    labels = lazy_labels(Job(chosen, info, plan, numbers, before.apply(source, found.levels), reader, devices=on))
     if not isinstance(image, xr.DataArray):
         return labels
     dims = [d for d in ("z", "y", "x") if d in image.dims]
@@ -123,7 +128,7 @@ def _pixels(image: xr.DataArray | da.Array | NDArray[Any]) -> da.Array:
 def _channels(image: Any, given: Any, flow: Workflow, mask: str, data: da.Array) -> tuple[Channel, ...]:
     """Return the channels that the method reads: those given, its own, or those of its roles."""
     method = flow.methods()[mask]
-    if method.default_channels == ():
+    if method.roles(mask) == ():
         return ()
     names = [str(i) for i in range(data.shape[0])]
     if isinstance(image, xr.DataArray) and "c" in image.coords:

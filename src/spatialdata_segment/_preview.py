@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -17,8 +18,8 @@ from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.engine.memory import shard_bytes
-from spatialdata_segment.engine.preprocess import Measured
-from spatialdata_segment.engine.whole import measure_image
+from spatialdata_segment.engine.preprocess import Measured, estimate_diameter
+from spatialdata_segment.engine.whole import measure_image, read_source
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def plan(
     **options
         Any of the options of `segment` that decide what is read, run and written: ``channels``, ``scale``,
         ``roi_key``, ``bounding_box``, ``key_added``, ``measure_channels``, ``to_coordinate_system``,
-        ``pixel_size``, ``shard_size``, ``overlap_px``, ``shapes``, ``table``.
+        ``pixel_size``, ``shard_size``, ``overlap_px``, ``devices``, ``shapes``, ``table``.
 
     Returns
     -------
@@ -160,6 +161,7 @@ _DEFAULTS: dict[str, Any] = {
     "pixel_size": None,
     "shard_size": None,
     "overlap_px": None,
+    "devices": "auto",
     "shapes": True,
     "table": True,
 }
@@ -255,6 +257,18 @@ def _estimate(request: Request, mask: str, method: Method, executor: Executor) -
     cut = Plan.fewest(tuple(sample.shape[1:]), 1 << 24, (0,) * (sample.ndim - 1))
     levels = measure_image(sample, before.statistics(), cut, executor, f"{mask} levels")
     changed = da.concatenate([before.apply(part, levels) for part in parts], axis=-1)
-    wanted = method.statistics(request.image(mask))
-    found = measure_image(changed, wanted, cut, executor, f"{mask} statistics", least=before.least())
+    image = request.image(mask)
+    read = before.reader(partial(read_source, source), shape, levels)
+    diameter = partial(
+        estimate_diameter, method, image, request.devices, partial(read_source, source) if read is None else read.read
+    )
+    found = measure_image(
+        changed,
+        method.statistics(image),
+        cut,
+        executor,
+        f"{mask} statistics",
+        least=before.least(),
+        diameter=lambda _, known: diameter(known),
+    )
     return Measured(levels, found)

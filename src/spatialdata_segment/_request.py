@@ -18,6 +18,7 @@ from dask.delayed import delayed
 from spatialdata_segment import _elements
 from spatialdata_segment._channels import Channel, base_channels, method_channels, read_channels, roles
 from spatialdata_segment.core.plan import Plan
+from spatialdata_segment.engine.devices import resolve_devices
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.engine.whole import read_source
@@ -111,6 +112,8 @@ class Request:
         From pixel coordinates (x, y[, z]) to the coordinate system of ``obsm["spatial"]``.
     key_added, shapes, table
         What to write, and under which prefix.
+    devices
+        Where networks run.
     """
 
     ref: _elements.ImageRef
@@ -127,6 +130,7 @@ class Request:
     table: bool
     roi_key: str | None = None
     overlap_px: int | Sequence[int] | None = None
+    devices: tuple[str, ...] = ("cpu",)
 
     def source(self, mask: str) -> da.Array:
         """Return the channels that a mask's method reads, ``(c, [z], y, x)``, before they are preprocessed."""
@@ -134,7 +138,8 @@ class Request:
 
     def image(self, mask: str) -> ImageInfo:
         """Return what a mask's method knows of the image: the dtype is that of the pixels it gets."""
-        return replace(self.info, dtype=self.preprocessing[mask].dtype(self.source(mask).dtype))
+        dtype = self.preprocessing[mask].dtype(self.source(mask).dtype)
+        return replace(self.info, dtype=dtype, n_channels=len(self.channels[mask]))
 
     def reader(self, mask: str, levels: Mapping[Statistic, float]) -> Stored | BoxReader | None:
         """Return what reads a box of the pixels that a mask's method gets faster than dask does, if anything does."""
@@ -183,8 +188,14 @@ class Request:
             "pixel_size": self.info.pixel_size,
             "region": None if self.region is None else self.region.fingerprint(),
             "workflow": self.workflow.fingerprint(),
+            **self._precision(),
             "versions": {p: version(p) for p in ("spatialdata-segment", "numpy", "scipy", "scikit-image", "numba")},
         }
+
+    def _precision(self) -> dict[str, Any]:
+        """Return what of the devices decides the result: their kind."""
+        used = any(m.uses_device for m in self.workflow.methods().values())
+        return {"device": self.devices[0].partition(":")[0]} if used else {}
 
     def fingerprint(self, files: dict[str, Any] | None) -> dict[str, Any]:
         """Return what decides the content of the scratch."""
@@ -226,6 +237,7 @@ def resolve(
     shard_size: int | None,
     overlap_px: int | Sequence[int] | None,
     n_jobs: int,
+    devices: str | Sequence[str],
     shapes: bool,
     table: bool,
 ) -> Request:
@@ -252,7 +264,7 @@ def resolve(
         info=info,
         workflow=workflow,
         channels=inputs,
-        preprocessing=workflow.preprocessing({m: roles(methods[m], len(c)) for m, c in inputs.items()}),
+        preprocessing=workflow.preprocessing({m: roles(methods[m], m, len(c)) for m, c in inputs.items()}),
         plans=_plans(methods, info, shard_size, overlap_px),
         region=_region(sdata, ref, roi_key, bounding_box, matrix, to_coordinate_system),
         measured=_measured(ref, measure_channels),
@@ -262,8 +274,10 @@ def resolve(
         table=table,
         roi_key=roi_key,
         overlap_px=overlap_px,
+        devices=resolve_devices(devices, used=any(m.uses_device for m in methods.values())),
     )
     for mask, plan in request.plans.items():
+        methods[mask].check(request.image(mask))
         check_memory(plan, methods[mask], len(request.channels[mask]), request.image(mask), n_jobs)
     return request
 

@@ -54,6 +54,7 @@ def segment(
     shard_size: int | None = None,
     overlap_px: int | Sequence[int] | None = None,
     n_jobs: int | None = None,
+    devices: str | Sequence[str] = "auto",
     scratch: str | Path | None = None,
     resume: bool = True,
     shapes: bool = True,
@@ -101,6 +102,9 @@ def segment(
         Halo read on each side of a core, a number or one per axis; None: the method's.
     n_jobs
         Shards in flight; None: one a core. An active ``distributed.Client`` is used instead.
+    devices
+        Where networks run: "auto" (all CUDA devices, else Apple's "mps", else "cpu"), or names such as "cuda:1",
+        several to share the shards.
     scratch
         Folder for intermediate results; None: in the store of a backed object, else a temporary one.
     resume
@@ -147,6 +151,7 @@ def segment(
         shard_size=shard_size,
         overlap_px=overlap_px,
         n_jobs=executor.n_jobs,
+        devices=devices,
         shapes=shapes,
         table=table,
     )
@@ -205,7 +210,7 @@ def run(
         numbers = (measured or {}).get(name)
         if numbers is None:
             path = folder.part(name) if files is not None else None
-            numbers = measure(source, preprocessing, method.statistics(image), plan, executor, name, path)
+            numbers = measure(source, preprocessing, method, image, plan, executor, name, path, devices=request.devices)
         found[name] = numbers.labelled()
         method = method.adapted(image, numbers.statistics)
         plans[name] = replace(plan, halo=halo_of(method, image, request.overlap_px))
@@ -216,6 +221,7 @@ def run(
             numbers.statistics,
             preprocessing.apply(source, numbers.levels),
             request.reader(name, numbers.levels),
+            devices=request.devices,
             verify=files is None,
             kept=kept and request.workflow.resumable,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from spatialdata_segment._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             logging.getLogger("ome_zarr").setLevel(logging.ERROR)
         try:
-            _demo(args)
+            args.run(args)
         except (SegmentationError, OSError) as error:
             if args.debug:
                 raise
@@ -50,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_demo(commands)
+    _add_models(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser(
         "demo",
         help="segment synthetic tissue, or an image file, and write a store and a picture",
@@ -65,8 +71,26 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--shard-size", type=int, metavar="N", help="pixels of a shard (default: 2048 x 2048)")
     demo.add_argument("--n-jobs", type=int, metavar="N", help="shards in flight (default: one a core)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
-    demo.add_argument("--debug", action="store_true", help="show warnings, and the traceback of an error")
-    return parser
+    _finish(demo, _demo)
+
+
+def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    models = commands.add_parser("models", help="list and fetch the models of Cellpose")
+    actions = models.add_subparsers(dest="action", required=True)
+    _finish(actions.add_parser("list", help="models known by name, and whether they are there"), _list_models)
+    fetch = actions.add_parser(
+        "fetch",
+        help="download models",
+        description="Download models into CELLPOSE_LOCAL_MODELS_PATH, or ~/.cellpose/models. What is there stays.",
+    )
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="as `models list` prints it")
+    fetch.add_argument("--quiet", action="store_true", help="no progress bars")
+    _finish(fetch, _fetch_models)
+
+
+def _finish(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
+    command.add_argument("--debug", action="store_true", help="show warnings, and the traceback of an error")
+    command.set_defaults(run=run)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -83,3 +107,22 @@ def _demo(args: argparse.Namespace) -> None:
         progress=not args.quiet,
     )
     print(result)
+
+
+def _list_models(args: argparse.Namespace) -> None:
+    from spatialdata_segment.methods.cellpose.models import overview
+
+    print(overview())
+
+
+def _fetch_models(args: argparse.Namespace) -> None:
+    from spatialdata_segment.methods.cellpose.models import check_name, fetch_model, terms
+
+    for name in args.names:
+        check_name(name)
+    for name in args.names:
+        files = fetch_model(name, progress=not args.quiet)
+        for path in (files.weights, files.size):
+            if path is not None:
+                print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        print(f"{name}: {terms(name)}")

@@ -22,6 +22,7 @@ from spatialdata_segment.core.matching import SizeFilter as _SizeRule
 from spatialdata_segment.engine.preprocess import Preprocessing
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.methods.base import Method
+from spatialdata_segment.methods.cellpose.method import Cellpose
 from spatialdata_segment.methods.expand import ExpandNuclei
 from spatialdata_segment.methods.function import Function
 from spatialdata_segment.methods.registry import get_method, get_workflow, register_method, register_workflow
@@ -309,10 +310,13 @@ def as_workflow(given: str | Workflow | Method | Callable[..., Any] | Mapping[st
     )
 
 
-for _method in (ThresholdNuclei, ExpandNuclei, SeededWatershed, Function):
+for _method in (ThresholdNuclei, ExpandNuclei, SeededWatershed, Cellpose, Function):
     register_method(_method)
 register_workflow("dapi", Workflow(nucleus=ThresholdNuclei()))
 register_workflow("wga", Workflow(nucleus=ThresholdNuclei(), cell=SeededWatershed()))
+register_workflow("cytosol_cellpose", Workflow(nucleus=Cellpose("nuclei"), cell=Cellpose("cyto2")))
+register_workflow("dapi_cellpose", Workflow(nucleus=Cellpose("nuclei")))
+register_workflow("cytosol_only_cellpose", Workflow(cell=Cellpose("cyto2")))
 _documented: dict[str, Any] = {
     "nucleus": ThresholdNuclei.scportrait(),
     "lower_quantile_normalization": 0.001,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from numbers import Integral
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 class SegmentationError(Exception):
@@ -43,3 +47,19 @@ class ScratchError(SegmentationError):
 def is_whole(value: object) -> TypeGuard[int]:
     """Tell whether a value that was given is a whole number (True and False are none)."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a package that only an extra brings.
+
+    Raises
+    ------
+    MissingError
+        If it cannot be imported; names the extra to install.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingError(
+            f"{module} is needed and cannot be imported ({error}): pip install 'spatialdata-segment[{extra}]'"
+        ) from error

@@ -48,6 +48,7 @@ class Reason(IntEnum):
     OUTSIDE_REGION = 6
     COVERED = 7
     CONTACT = 8
+    FLOW_ERROR = 9
 
     @property
     def text(self) -> str:

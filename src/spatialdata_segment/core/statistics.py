@@ -30,7 +30,7 @@ class Statistic:
     kind
         ``"otsu"`` (the threshold), ``"dark"`` and ``"bright"`` (the median of what is not above it, the mean of
         what is), ``"radius"`` (px, of a usual object; see `spatialdata_segment.engine.whole`), ``"quantile"``,
-        ``"minimum"`` or ``"maximum"``.
+        ``"minimum"``, ``"maximum"``, or ``"diameter"`` (px, of a usual object, by the method's own estimate).
     channel
         Position among the method's channels.
     value
@@ -38,13 +38,15 @@ class Statistic:
         so that a speck of debris does not decide; 0: none are.
     """
 
-    kind: Literal["otsu", "dark", "bright", "quantile", "minimum", "maximum", "radius"]
+    kind: Literal["otsu", "dark", "bright", "quantile", "minimum", "maximum", "radius", "diameter"]
     channel: int = 0
     value: float = 0.0
 
     @property
     def label(self) -> str:
         """Name under which the number is reported."""
+        if self.kind == "diameter":
+            return self.kind
         detail = f"_{self.value!r}" if self.kind == "quantile" else ""
         return f"channel{self.channel}_{self.kind}{detail}"
 
@@ -135,8 +137,8 @@ class Histogram:
                 return self.lowest
             case "maximum":
                 return self.highest
-            case "radius":
-                raise ValueError("a histogram of values knows of no radius")
+            case "radius" | "diameter":
+                raise ValueError(f"a histogram of values knows of no {statistic.kind}")
 
     def clipped(self, q: float) -> Histogram:
         """Return the histogram of the pixels clipped at a quantile; 0: itself."""

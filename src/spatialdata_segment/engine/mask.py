@@ -225,8 +225,9 @@ def overlapped(job: Job) -> da.Array:
     plan = job.plan
     image = job.source.rechunk((job.source.shape[0], *plan.chunks), threshold=1 << 40)
     depth = {0: 0}
-    for axis, (halo, sizes) in enumerate(zip(plan.halo, plan.chunks, strict=True), 1):
-        depth[axis] = min(halo, min(sizes)) if len(sizes) > 1 else 0
+    read = zip(plan.halo, job.method.reach(job.image), plan.chunks, strict=True)
+    for axis, (halo, reach, sizes) in enumerate(read, 1):
+        depth[axis] = min(halo + reach, min(sizes)) if len(sizes) > 1 else 0
     shards: da.Array = da.map_overlap(
         partial(_at_block, job),
         image,

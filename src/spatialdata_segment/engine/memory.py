@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 def shard_bytes(plan: Plan, method: Method, n_channels: int, info: ImageInfo) -> int:
     """Predict the peak working memory of the largest shard: its pixels, its maps and what decoding takes."""
-    window = np.prod([min(max(c) + 2 * h, n) for c, h, n in zip(plan.chunks, plan.halo, plan.shape, strict=True)])
-    return int(window * (2 * n_channels * info.dtype.itemsize + method.bytes_per_pixel))
+    window, read = _pixels(plan, (0,) * info.ndim), _pixels(plan, method.reach(info))
+    return int(read * 2 * n_channels * info.dtype.itemsize + window * method.bytes_per_pixel) + method.fixed_bytes
+
+
+def _pixels(plan: Plan, around: tuple[int, ...]) -> float:
+    """Return the pixels of the largest window, and of what lies around it."""
+    sides = zip(plan.chunks, plan.halo, around, plan.shape, strict=True)
+    return float(np.prod([min(max(c) + 2 * (h + a), n) for c, h, a, n in sides]))
 
 
 def check_memory(plan: Plan, method: Method, n_channels: int, info: ImageInfo, n_jobs: int) -> None:

@@ -13,6 +13,7 @@ from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.median import disk_median
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.core.statistics import Statistic, quantile_or_end
+from spatialdata_segment.engine.devices import borrowed, load
 from spatialdata_segment.engine.whole import measure_image, read_source
 from spatialdata_segment.errors import InputError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spatialdata_segment.engine.executor import Executor
+    from spatialdata_segment.methods.base import ImageInfo, Method
 
 BLOCK = {2: (1024, 1024), 3: (16, 512, 512)}
 """Pixels of a block along ``([z], y, x)``; the first begins at the first pixel. Tiles of a step divide it."""
@@ -174,23 +176,53 @@ class Measured:
 def measure(
     source: da.Array,
     before: Preprocessing,
-    wanted: Sequence[Statistic],
+    method: Method,
+    image: ImageInfo,
     plan: Plan,
     executor: Executor,
     stage: str,
     folder: Path | None = None,
+    *,
+    devices: tuple[str, ...] = ("cpu",),
+    known: Mapping[Statistic, float] | None = None,
 ) -> Measured:
-    """Compute what a preprocessing and a method ask for; ``folder`` keeps it for a resumed run."""
+    """Compute what a preprocessing and a method ask for.
+
+    ``folder`` keeps it for a resumed run; what the method asks for may be ``known``.
+    """
     kept = [None if folder is None else folder / name for name in ("levels.json", "statistics.json")]
     levels = measure_image(source, before.statistics(), plan, executor, f"{stage} levels", kept[0])
+    if known is not None:
+        return Measured(levels, known)
     pixels = before.apply(source, levels)
     read = None
     if (reader := before.reader(partial(read_source, source), plan.shape, levels)) is not None:
         read = reader.read
         plan = Plan(plan.shape, pixels.chunks[1:], (0,) * len(plan.shape))  # its own blocks: none is computed twice
-    stage = f"{stage} statistics"
-    found = measure_image(pixels, wanted, plan, executor, stage, kept[1], least=before.least(), read=read)
+    found = measure_image(
+        pixels,
+        method.statistics(image),
+        plan,
+        executor,
+        f"{stage} statistics",
+        kept[1],
+        least=before.least(),
+        read=read,
+        diameter=partial(estimate_diameter, method, image, devices),
+    )
     return Measured(levels, found)
+
+
+def estimate_diameter(
+    method: Method,
+    image: ImageInfo,
+    devices: tuple[str, ...],
+    read: Callable[[Box], NDArray[Any]],
+    statistics: Mapping[Statistic, float],
+) -> float:
+    """Let a method estimate the diameter, on one of the devices."""
+    with borrowed(devices) as device:
+        return method.estimate(read, image, statistics, load(method, device))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import logging
 import zlib
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Window
 from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult
 from spatialdata_segment.engine.again import Seen, look_again
+from spatialdata_segment.engine.devices import borrowed, load
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
 from spatialdata_segment.errors import InputError, MethodError, ScratchError
 from spatialdata_segment.methods.base import Seeds, View
@@ -41,7 +41,7 @@ class Job:
 
     Attributes
     ----------
-    method, image, plan, statistics, device
+    method, image, plan, statistics, devices
         What to run, on what, where.
     source
         The method's channels of the whole image, lazy, for windows beyond the block that came.
@@ -66,7 +66,7 @@ class Job:
     statistics: Mapping[Statistic, float]
     source: da.Array
     stored: Stored | BoxReader | None = None
-    device: str = "cpu"
+    devices: tuple[str, ...] = ("cpu",)
     seeds: Callable[[Box], Seeds] | None = None
     folder: Path | None = None
     verify: bool = False
@@ -113,7 +113,7 @@ class Failure:
 def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult | Report | Failure:
     """Run one shard and commit or return its result.
 
-    ``block`` holds ``(c, [z], y, x)`` of the plan's window, or of a smaller box around the core (map_overlap
+    ``block`` holds ``(c, [z], y, x)`` of what the window's `predict` reads, or of a smaller box around the core (map_overlap
     cannot reach beyond the neighbouring core); None where the method reads no pixels.
     """
     window = job.plan.window(index)
@@ -163,15 +163,15 @@ def report_of(index: int, entry: Entry) -> Report:
 
 
 def _pixels(job: Job, window: Window, block: NDArray[Any] | None) -> NDArray[Any]:
-    """Return the pixels of a window: the block where it suffices, else read from the source."""
-    if block is None or block.shape[1:] != window.box.shape:
-        block = _read(job, window.box)
+    """Return what `predict` reads for a window: the block where it suffices, else read from the source."""
+    box = window.box.grow(job.method.reach(job.image), window.image)
+    if block is None or block.shape[1:] != box.shape:
+        block = _read(job, box)
     block = np.ascontiguousarray(block)
     if block.dtype.kind == "f" and not np.isfinite(block).all():
         at = np.argwhere(~np.isfinite(block))[0]
         where = dict(zip("czyx" if block.ndim == 4 else "cyx", (int(i) for i in at), strict=True))
-        axes = "zyx"[-window.box.ndim :]
-        where |= {a: where[a] + o for a, o in zip(axes, window.box.start, strict=True)}
+        where |= {a: where[a] + o for a, o in zip("zyx"[-box.ndim :], box.start, strict=True)}
         raise InputError(
             f"pixel {where} is {block[tuple(at)]}, expected finite values: replace NaN and infinite pixels, "
             "for example by 0 (numpy.nan_to_num)"
@@ -208,11 +208,15 @@ def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDAr
         return Entry(job.proposal(index)).read("maps")
     method, window = job.method, view.window
     image = _pixels(job, window, None) if pixels is None else pixels
-    maps = np.asarray(method.predict(image, replace(view, model=load(method, job.device))))
-    if maps.shape[1:] != window.box.shape:
+    if method.uses_device:
+        with borrowed(job.devices) as device:
+            maps = np.asarray(method.predict(image, replace(view, model=load(method, device))))
+    else:
+        maps = np.asarray(method.predict(image, replace(view, model=load(method, job.devices[0]))))
+    expected = method.maps_shape(view)
+    if maps.shape[1:] != expected:
         raise MethodError(
-            f"{method.name}.predict returned maps of shape {maps.shape}, expected (k, "
-            f"{', '.join(map(str, window.box.shape))})"
+            f"{method.name}.predict returned maps of shape {maps.shape}, expected (k, {', '.join(map(str, expected))})"
         )
     return method.stored(maps)
 
@@ -235,20 +239,6 @@ def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, 
     box = window.box
     write_entry(job.proposal(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0})
     return Report(index, box, int(inside.sum()))
-
-
-_models: dict[tuple[str, str], object] = {}
-_loading = Lock()
-
-
-def load(method: Method, device: str) -> object:
-    """Return what the method loads, once a process."""
-    kind = type(method)
-    key = (f"{kind.__module__}.{kind.__qualname__}:{method.model_dump_json()}", device)
-    with _loading:
-        if key not in _models:
-            _models[key] = method.load(device)
-        return _models[key]
 
 
 def _commit(path: Path, result: ShardResult, meta: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.distance import squared_distance
 from spatialdata_segment.core.shards import as_volume
 from spatialdata_segment.core.statistics import Histogram, Statistic
+from spatialdata_segment.engine.events import Event, emit
 from spatialdata_segment.engine.scratch import write_json
 from spatialdata_segment.errors import InputError
 
@@ -53,11 +54,13 @@ def measure_image(
     *,
     least: float | None = None,
     read: Callable[[Box], NDArray[Any]] | None = None,
+    diameter: Callable[[Callable[[Box], NDArray[Any]], Mapping[Statistic, float]], float] | None = None,
 ) -> dict[Statistic, float]:
     """Compute the statistics that a method asks for; ``path`` keeps them for a resumed run.
 
     ``least`` is the least value there can be, where that is known; it saves a pass where values are not counted
-    exactly. ``read`` reads a box of the source, where something does so faster than dask.
+    exactly. ``read`` reads a box of the source, where something does so faster than dask. ``diameter`` estimates the
+    statistic of that name, from what reads a box and from the others.
 
     Raises
     ------
@@ -76,12 +79,18 @@ def measure_image(
             f"the image holds {bad} NaN or infinite pixels, expected finite values: replace them, for example by "
             "0 (numpy.nan_to_num)"
         )
-    values = {s: histograms[s.channel].compute(s) for s in wanted if s.kind != "radius"}
+    values = {s: histograms[s.channel].compute(s) for s in wanted if s.kind not in ("radius", "diameter")}
     for s in wanted:
         if s.kind == "radius":
             between = histograms[s.channel].clipped(s.value).between_classes()
             box = None if read is None else partial(_read_channel, read, s.channel)
             values[s] = usual_radius(source[s.channel], between, executor, f"{stage}: object size", box)
+    for s in wanted:
+        if s.kind == "diameter":
+            assert diameter is not None
+            emit(Event(f"{stage}: diameter", 0, 1))
+            values[s] = diameter(read or partial(read_source, source), values)
+            emit(Event(f"{stage}: diameter", 1, 1))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {s.label: v for s, v in values.items()}

@@ -14,10 +14,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
+    from spatialdata_segment.core.boxes import Box
     from spatialdata_segment.core.plan import Window
     from spatialdata_segment.core.statistics import Statistic
 
@@ -34,11 +35,14 @@ class ImageInfo:
         Of its pixels.
     pixel_size
         µm a pixel along ``([z], y, x)``, or None.
+    n_channels
+        That the method reads.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     pixel_size: tuple[float, ...] | None = None
+    n_channels: int = 1
 
     @property
     def ndim(self) -> int:
@@ -162,8 +166,12 @@ class Method(BaseModel):
     map_dtype
         Stored precision of the maps. They are rounded to it before they are decoded, so that a run in two
         phases gives the labels of a run in one. None: that in which `predict` returns them.
+    uses_device
+        `predict` runs on one of the devices of the run, one window at a time on each.
     bytes_per_pixel
         Peak working memory a window pixel, for the plan.
+    fixed_bytes
+        Working memory that does not depend on the window (a network and its batch), for the plan.
     seconds_per_megapixel
         Rough time of one core for a million window pixels, for the plan.
     """
@@ -177,6 +185,8 @@ class Method(BaseModel):
     seeded: ClassVar[bool] = False
     proposes: ClassVar[bool] = False
     map_dtype: ClassVar[str | None] = "float32"
+    uses_device: ClassVar[bool] = False
+    fixed_bytes: ClassVar[int] = 0
     bytes_per_pixel: ClassVar[float] = 64.0
     seconds_per_megapixel: ClassVar[float] = 0.2
 
@@ -188,9 +198,38 @@ class Method(BaseModel):
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
+    def roles(self, mask: str) -> tuple[int, ...] | None:
+        """Return which of the workflow's channels it reads for a mask, "nucleus" or "cell"; see `default_channels`."""
+        return self.default_channels
+
+    def check(self, image: ImageInfo) -> None:
+        """Raise what can be known to be wrong before anything runs: a file that is no network, too many channels."""
+
     def statistics(self, image: ImageInfo) -> tuple[Statistic, ...]:
         """Numbers of the whole image that `predict` and `decode` need. Never compute such of a window."""
         return ()
+
+    def estimate(
+        self,
+        read: Callable[[Box], NDArray[Any]],
+        image: ImageInfo,
+        statistics: Mapping[Statistic, float],
+        model: object,
+    ) -> float:
+        """Return the diameter, px, of a usual object, where `statistics` asks for the kind "diameter".
+
+        Parameters
+        ----------
+        read
+            Returns the method's channels ``(c, [z], y, x)`` of a box. Read windows spread over the image.
+        image
+            What is known of it.
+        statistics
+            The other numbers that were asked for.
+        model
+            What `load` returned.
+        """
+        raise NotImplementedError
 
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
         """Return the method with what it takes from the image filled in; its context may then be another."""
@@ -199,6 +238,10 @@ class Method(BaseModel):
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Pixels, per axis, up to which a pixel's label may depend on its surroundings: the least halo."""
         raise NotImplementedError
+
+    def reach(self, image: ImageInfo) -> tuple[int, ...]:
+        """Pixels, per axis, beyond the window that `predict` is given besides (the tiles of a network)."""
+        return (0,) * image.ndim
 
     def halo(self, image: ImageInfo) -> tuple[int, ...]:
         """Halo, per axis, that is taken when none is given: large enough for common objects."""
@@ -214,15 +257,20 @@ class Method(BaseModel):
         Parameters
         ----------
         image
-            ``(c, [z], y, x)``, read-only, the method's channels in its order.
+            ``(c, [z], y, x)``, read-only, the method's channels in its order, of the window and of `reach` around
+            it, as far as the image goes.
         view
             What is known of the block.
 
         Returns
         -------
-        ``(k, [z], y, x)``, cast to `map_dtype` by the engine.
+        ``(k, [z], y, x)`` of the window, cast to `map_dtype` by the engine.
         """
         raise NotImplementedError
+
+    def maps_shape(self, view: View) -> tuple[int, ...]:
+        """Return ``([z], y, x)`` of what `predict` returns: the window's, unless the maps have a grid of their own."""
+        return view.window.box.shape
 
     def propose(self, maps: NDArray[Any], view: View) -> Candidates:
         """List the possible objects of a window, where `proposes` is set."""

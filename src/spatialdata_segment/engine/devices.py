@@ -1,0 +1,119 @@
+"""Where networks run: the devices of a run, and whose turn it is on each.
+
+One window at a time runs on a device, while other threads read and decode theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from contextlib import contextmanager
+from importlib.util import find_spec
+from threading import Condition, Lock
+from typing import TYPE_CHECKING
+
+from spatialdata_segment.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from spatialdata_segment.methods.base import Method
+
+_NAME = re.compile(r"cpu|mps|cuda(:\d+)?")
+_free = Condition()
+_busy: Counter[str] = Counter()
+
+
+def resolve_devices(given: str | Sequence[str], *, used: bool = True) -> tuple[str, ...]:
+    """Return the devices of a run.
+
+    Parameters
+    ----------
+    given
+        "auto": all CUDA devices, else Apple's "mps", else "cpu". A name ("cpu", "cuda", "cuda:1", "mps") or several.
+    used
+        Whether anything runs on them: "auto" does not look otherwise.
+
+    Raises
+    ------
+    InputError, MissingError
+        If a name is none, is given twice, or the device is not there.
+    """
+    if given == "auto":
+        return _found() if used else ("cpu",)
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if _NAME.fullmatch(str(name)) is None:
+            raise InputError(
+                f"devices={given!r}: {name!r} is no device, expected 'auto', 'cpu', 'cuda', 'cuda:0', 'mps', or several"
+            )
+    devices = [_whole_name(name) for name in names]
+    if not devices or len(set(devices)) < len(devices):
+        raise InputError(f"devices={given!r}, expected at least one device, each once")
+    for name in devices:
+        _check(name)
+    return tuple(devices)
+
+
+def _whole_name(name: str) -> str:
+    return "cuda:0" if name == "cuda" else name
+
+
+def _found() -> tuple[str, ...]:
+    if find_spec("torch") is None:
+        return ("cpu",)
+    import torch
+
+    if torch.cuda.is_available():
+        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    return ("mps",) if torch.backends.mps.is_available() else ("cpu",)
+
+
+def _check(name: str) -> None:
+    if name == "cpu":
+        return
+    if find_spec("torch") is None:
+        raise MissingError(
+            f"device {name!r} needs torch: pip install 'spatialdata-segment[cellpose]', or devices='cpu'"
+        )
+    import torch
+
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise MissingError("device 'mps' is not there (it is Apple's GPU): pass devices='auto' or 'cpu'")
+        return
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(name.partition(":")[2]) >= n:
+        there = f"{n} CUDA devices are there" if n else "torch sees no CUDA device here"
+        raise MissingError(
+            f"device {name!r} is not there: {there}. Pass devices='auto' or 'cpu', or install a CUDA build of torch"
+        )
+
+
+@contextmanager
+def borrowed(devices: Sequence[str]) -> Iterator[str]:
+    """Wait for the first of the devices that no other thread of this process uses, and hold it."""
+    with _free:
+        _free.wait_for(lambda: any(not _busy[d] for d in devices))
+        device = next(d for d in devices if not _busy[d])
+        _busy[device] += 1
+    try:
+        yield device
+    finally:
+        with _free:
+            _busy[device] -= 1
+            _free.notify_all()
+
+
+_models: dict[tuple[str, str], object] = {}
+_loading = Lock()
+
+
+def load(method: Method, device: str) -> object:
+    """Return what the method loads, once a process."""
+    kind = type(method)
+    key = (f"{kind.__module__}.{kind.__qualname__}:{method.model_dump_json()}", device)
+    with _loading:
+        if key not in _models:
+            _models[key] = method.load(device)
+        return _models[key]

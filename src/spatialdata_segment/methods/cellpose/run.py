@@ -1,0 +1,214 @@
+"""A network on a device, and its maps of a part of an image."""
+
+# torch's functions are untyped calls
+# mypy: disable-error-code="no-any-return,no-untyped-call"
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from spatialdata_segment.errors import MethodError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from spatialdata_segment.core.boxes import Box
+    from spatialdata_segment.core.tiles import Tiling
+
+_REMEMBERED = 64
+"""Empty tiles whose maps are kept."""
+
+_threads = Lock()
+_running = 0
+_threads_before = 0
+
+
+class Tile(NamedTuple):
+    """One tile: its first pixel in the image, and whether it is mirrored along y and x."""
+
+    y: int
+    x: int
+    flip_y: bool
+    flip_x: bool
+
+
+@dataclass
+class Network:
+    """A network that is loaded.
+
+    Attributes
+    ----------
+    net
+        From ``(n, c, y, x)`` to maps ``(n, k, y, x)``, of which the last three count, and styles ``(n, s)``.
+    generation
+        "cpnet", "cpsam" or "cpdino".
+    device, dtype
+        Where, and in what precision, it runs.
+    n_inputs
+        Channels that it takes; fewer are filled up with zeros. None: as many as come.
+    batch_size
+        Tiles that run at once. On a GPU a batch is always full, so that each runs alike.
+    """
+
+    net: torch.nn.Module
+    generation: str
+    device: torch.device
+    dtype: torch.dtype
+    n_inputs: int | None
+    batch_size: int
+    _empty: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
+
+    def maps(
+        self, image: NDArray[np.float32], origin: tuple[int, int], tiling: Tiling, box: Box
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Run all tiles that hold a pixel of a box, and blend them.
+
+        Parameters
+        ----------
+        image
+            ``(c, y, x)``: a part of what the network sees, that holds these tiles as far as the image goes.
+        origin
+            ``(y, x)`` of its first pixel in the whole.
+        tiling
+            Of the whole.
+        box
+            What is wanted.
+
+        Returns
+        -------
+        ``(3, y, x)`` flows along y and x and the logit of the cell probability of the box; the sum of the styles.
+        """
+        rows, columns = tiling.axes
+        tiles = [
+            Tile(
+                int(rows.starts[j]),
+                int(columns.starts[i]),
+                flip_y=tiling.mirrored and i % 2 == 1,
+                flip_x=tiling.mirrored and j % 2 == 1,
+            )
+            for j in rows.meeting(box.start[0], box.stop[0])
+            for i in columns.meeting(box.start[1], box.stop[1])
+        ]
+        out = np.zeros((3, *box.shape), np.float32)
+        weights = (rows.weights[:, None] * columns.weights[None, :]).astype(np.float32)
+        style: Any = 0.0
+        for tile, (maps, one) in zip(tiles, self._run(image, origin, tiles, weights.shape), strict=True):
+            maps = _turned(maps, tile)
+            style = style + one
+            a = max(tile.y, box.start[0]), max(tile.x, box.start[1])
+            b = min(tile.y + weights.shape[0], box.stop[0]), min(tile.x + weights.shape[1], box.stop[1])
+            inner = np.s_[a[0] - tile.y : b[0] - tile.y, a[1] - tile.x : b[1] - tile.x]
+            place = np.s_[a[0] - box.start[0] : b[0] - box.start[0], a[1] - box.start[1] : b[1] - box.start[1]]
+            out[:, *place] += maps[:, *inner] * weights[inner]
+        out /= rows.total(box.start[0], box.stop[0]).astype(np.float32)[:, None]
+        out /= columns.total(box.start[1], box.stop[1]).astype(np.float32)
+        if not np.isfinite(out).all():
+            raise MethodError(
+                f"the network returned maps that are not finite in {self.dtype}: the weights do not suit it; pass "
+                "precision='float32', or check the model"
+            )
+        return out, np.asarray(style, np.float64)
+
+    def _run(
+        self, image: NDArray[np.float32], origin: tuple[int, int], tiles: list[Tile], shape: tuple[int, int]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Yield the maps and the style of each tile, in order."""
+        for start in range(0, len(tiles), self.batch_size):
+            batch = [self._cut(image, origin, tile, shape) for tile in tiles[start : start + self.batch_size]]
+            yield from self._results(batch)
+
+    def _cut(
+        self, image: NDArray[np.float32], origin: tuple[int, int], tile: Tile, shape: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Return the pixels of a tile: zeros beyond the image and in channels that are not there."""
+        n = len(image) if self.n_inputs is None else self.n_inputs
+        out = np.zeros((n, *shape), np.float32)
+        y, x = tile.y - origin[0], tile.x - origin[1]
+        a, b = max(y, 0), max(x, 0)
+        part = image[:n, a : max(a, y + shape[0]), b : max(b, x + shape[1])]
+        out[: len(part), a - y : a - y + part.shape[1], b - x : b - x + part.shape[2]] = part
+        return _turned_pixels(out, tile)
+
+    def _results(self, batch: list[NDArray[np.float32]]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Run a batch; tiles of one value a channel are all alike, and run once."""
+        keys = [_constant(pixels) for pixels in batch]
+        known = {k: self._empty[k] for k in keys if k is not None and k in self._empty}
+        fresh = [i for i, k in enumerate(keys) if k not in known]
+        results: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        if fresh:
+            maps, styles = self.forward(np.stack([batch[i] for i in fresh]))
+            results = {i: (maps[n], styles[n]) for n, i in enumerate(fresh)}
+        for i, key in enumerate(keys):
+            if key is None:
+                continue
+            if key in known:
+                results[i] = known[key]
+            elif len(self._empty) < _REMEMBERED:
+                self._empty[key] = results[i][0].copy(), results[i][1].copy()
+        return [results[i] for i in range(len(batch))]
+
+    def forward(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the maps ``(n, 3, y, x)`` and the styles ``(n, s)`` of tiles ``(n, c, y, x)``."""
+        n = len(batch)
+        if self.device.type != "cpu" and n < self.batch_size:
+            batch = np.concatenate([batch, np.zeros((self.batch_size - n, *batch.shape[1:]), np.float32)])
+        pixels = torch.from_numpy(batch)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, self.dtype, non_blocking=True)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), _one_thread(self.device):
+            maps, styles = self.net(pixels)[:2]
+        maps, styles = maps[:n, -3:].float().contiguous().cpu(), styles[:n].float().cpu()
+        return maps.numpy(), styles.numpy()
+
+
+def _turned_pixels(pixels: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
+    if tile.flip_y:
+        pixels = pixels[:, ::-1]
+    if tile.flip_x:
+        pixels = pixels[:, :, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _turned(maps: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
+    """Turn maps back; a flow along a mirrored axis changes its sign."""
+    if not (tile.flip_y or tile.flip_x):
+        return maps
+    maps = _turned_pixels(maps, tile)
+    signs = np.array([-1 if tile.flip_y else 1, -1 if tile.flip_x else 1, 1], np.float32)
+    return maps * signs[:, None, None]
+
+
+def _constant(pixels: NDArray[np.float32]) -> bytes | None:
+    """Return the values of a tile that has one in each channel."""
+    values = pixels[:, 0, 0]
+    return values.tobytes() if (pixels == values[:, None, None]).all() else None
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On the CPU a window runs on one thread, and windows side by side: the same result however many there are."""
+    global _running, _threads_before
+    if device.type != "cpu":
+        yield
+        return
+    with _threads:
+        if _running == 0:
+            _threads_before = torch.get_num_threads()
+        _running += 1
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _threads:
+            _running -= 1
+            if _running == 0:
+                torch.set_num_threads(_threads_before)
