@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.config import SizeFilter, Workflow
     from spatialdata_segment.methods.base import Method
     from spatialdata_segment.methods.cellpose.method import Cellpose
+    from spatialdata_segment.methods.cellpose.normalization import Normalization
     from spatialdata_segment.methods.expand import ExpandNuclei
     from spatialdata_segment.methods.function import Function
     from spatialdata_segment.methods.registry import register_method, register_workflow
@@ -33,6 +34,7 @@ __all__ = [
     "ExpandNuclei",
     "Function",
     "Method",
+    "Normalization",
     "SeededWatershed",
     "SizeFilter",
     "Step",
@@ -60,6 +62,7 @@ _HOME = {
     "ExpandNuclei": "methods.expand",
     "Function": "methods.function",
     "Method": "methods.base",
+    "Normalization": "methods.cellpose.normalization",
     "SeededWatershed": "methods.watershed",
     "SizeFilter": "config",
     "Step": "_preprocess",

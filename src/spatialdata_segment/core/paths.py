@@ -172,7 +172,7 @@ def _reach(field: Any, edge: Any, marked: Any) -> None:
     height, width = marked.shape
     stack = np.empty((height * width, 2), np.int32)
     n = 0
-    jump = np.int64(np.ceil(LONGEST))
+    jump = int(np.ceil(LONGEST))
     for y in range(height):
         beside_y = (edge[0, 0] and y < jump) or (edge[0, 1] and y >= height - 1 - jump)
         for x in range(width):

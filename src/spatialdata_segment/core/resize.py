@@ -45,7 +45,7 @@ def nearest(old: int, new: int, start: int, stop: int) -> NDArray[np.int64]:
     return np.minimum((np.arange(start, stop) * (old / new)).astype(np.int64), old - 1)
 
 
-def resize(image: NDArray[np.float32], origin: tuple[int, int], rows: Taps, columns: Taps) -> NDArray[np.float32]:
+def resize(image: NDArray[np.float32], origin: tuple[int, ...], rows: Taps, columns: Taps) -> NDArray[np.float32]:
     """Interpolate.
 
     Parameters

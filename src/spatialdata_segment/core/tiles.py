@@ -87,10 +87,8 @@ class Tiling:
         """The tiles along y and x."""
         pads = [self._padding(n) for n in self.shape]
         padded = [low + n + high for n, (low, high) in zip(self.shape, pads, strict=True)]
-        if self.mirrored or self.full:
-            sides = [self.tile] * 2
-        else:
-            sides = [min(self.tile, n) for n in padded]
+        least = self.tile if self.mirrored or self.full else 0
+        sides = [max(least, min(self.tile, n)) for n in padded]
         widest = max(_LEAST_SIDE, *sides)
         tiles = zip(self.shape, pads, padded, sides, strict=True)
         first, second = (self._axis(n, low, long, side, widest) for n, (low, _), long, side in tiles)

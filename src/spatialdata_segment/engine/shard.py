@@ -113,8 +113,8 @@ class Failure:
 def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult | Report | Failure:
     """Run one shard and commit or return its result.
 
-    ``block`` holds ``(c, [z], y, x)`` of what the window's `predict` reads, or of a smaller box around the core (map_overlap
-    cannot reach beyond the neighbouring core); None where the method reads no pixels.
+    ``block`` holds ``(c, [z], y, x)`` of what the window's `predict` reads, or of a smaller box around the core
+    (map_overlap cannot reach beyond the neighbouring core); None where the method reads no pixels.
     """
     window = job.plan.window(index)
     try:

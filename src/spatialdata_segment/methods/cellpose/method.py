@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import warnings
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.flows import CONTEXT, FlowRules, decode_flows
-from spatialdata_segment.core.resize import nearest, resize, source_range, taps
-from spatialdata_segment.core.statistics import Statistic, quantile_or_end
+from spatialdata_segment.core.resize import resize
+from spatialdata_segment.core.shards import pick
+from spatialdata_segment.core.statistics import Statistic
 from spatialdata_segment.core.tiles import Tiling
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, View
 from spatialdata_segment.methods.cellpose import models
+from spatialdata_segment.methods.cellpose.diameter import estimate_diameter
+from spatialdata_segment.methods.cellpose.grid import Resized, tiled
+from spatialdata_segment.methods.cellpose.normalization import Normalization
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,48 +40,7 @@ _STEPS = 200
 _TILE = {"cpnet": 224, "cpsam": 256, "cpdino": 384}
 _USUAL = 30.0
 """px; stands in for a diameter that is not known yet."""
-_WINDOW, _WINDOWS, _ONE = 768, 3, 1536
-"""Side in px, and how many along an axis, of the windows in which diameters are estimated; and up to which side an
-image is one window."""
-_FLAT = 1e-3
-"""Channels whose percentiles are no farther apart hold nothing, as Cellpose has it."""
-
-Percent = Annotated[float, Field(ge=0, le=100)]
-
-
-class Normalization(BaseModel):
-    """How channels are brought to about 0..1 before a network sees them.
-
-    Parameters
-    ----------
-    percentile
-        Percentiles, 0 to 100, of each channel of the whole image that become 0 and 1. Nothing is clipped; a channel
-        in which they are the same becomes 0.
-    lowhigh
-        In their place, pixel values: ``(low, high)`` for all channels, or one pair for each.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    percentile: tuple[Percent, Percent] = (1.0, 99.0)
-    lowhigh: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Self:
-        if self.percentile[0] >= self.percentile[1]:
-            raise ValueError(f"percentile={self.percentile}: expected the lower one first, such as (1, 99)")
-        for low, high in self.pairs() or ():
-            if low >= high:
-                raise ValueError(f"lowhigh={self.lowhigh}: expected the lower value first, such as (0, 255)")
-        if self.lowhigh is not None and "percentile" in self.model_fields_set:
-            raise ValueError("percentile and lowhigh are both given: give one of them")
-        return self
-
-    def pairs(self) -> tuple[tuple[float, float], ...] | None:
-        """Return the values that are given, as pairs."""
-        if self.lowhigh is None:
-            return None
-        return self.lowhigh if isinstance(self.lowhigh[0], tuple) else (self.lowhigh,)
+_TURING = ("pipeline", "postprocess")
 
 
 class Cellpose(Method):
@@ -242,8 +206,9 @@ class Cellpose(Method):
         built_in = self._built_in
         return describe(self._files().weights, diameter=DIAMETER if built_in is None else built_in.diam_mean)
 
-    def _diam_mean(self) -> float:
-        """Return the diameter that the network expects, px."""
+    @property
+    def diam_mean(self) -> float:
+        """Diameter, px, that cells have to the network."""
         built_in = self._built_in
         if built_in is not None:
             return built_in.diam_mean
@@ -255,7 +220,7 @@ class Cellpose(Method):
         return (0,) if mask == "nucleus" or nuclear else (1, 0)
 
     def check(self, image: ImageInfo) -> None:
-        """Read what the model's files say of it."""
+        """Read what the model's files say of it, and hold the settings against it."""
         from spatialdata_segment.methods.cellpose.weights import read_size_model
 
         files, said = self._files(), self._description()
@@ -269,67 +234,59 @@ class Cellpose(Method):
             raise InputError(f"{files.weights} returns {said.nout} maps, expected 3 (two flows, cell probability)")
         if said.generation == "cpsam" and self.tile_size not in (None, _TILE["cpsam"]):
             raise InputError(f"tile_size={self.tile_size}, expected 256: the network of {files.name} takes no other")
-        if said.nbase is not None and self.tile_size is not None and self.tile_size % (1 << len(said.nbase) - 2):
-            raise InputError(f"tile_size={self.tile_size}, expected a multiple of {1 << len(said.nbase) - 2}")
         if self._asks_diameter and files.size is not None:
             size = read_size_model(files.size)
             if said.nbase is not None:
                 size.check(said.nbase[-1])
-        if isinstance(self.normalize, Normalization) and len(self.normalize.pairs() or ()) not in (
-            0,
-            1,
-            image.n_channels,
-        ):
-            raise InputError(f"lowhigh={self.normalize.lowhigh}: expected one pair, or {image.n_channels}")
+        if self._normalization is not None and len(self._normalization.pairs) not in (0, 1, image.n_channels):
+            raise InputError(
+                f"lowhigh={self._normalization.lowhigh}: expected one pair, or one a channel ({image.n_channels})"
+            )
+
+    @property
+    def _normalization(self) -> Normalization | None:
+        if isinstance(self.normalize, Normalization):
+            return self.normalize
+        return Normalization() if self.normalize else None
 
     def statistics(self, image: ImageInfo) -> tuple[Statistic, ...]:
         """Return the percentiles of each channel, and the diameter, as far as they are not given."""
-        percentile = self._percentile
-        wanted = (
-            []
-            if percentile is None
-            else [quantile_or_end(c, p / 100) for c in range(image.n_channels) for p in percentile]
-        )
+        wanted = self._normalization.statistics(image.n_channels) if self._normalization is not None else []
         return (*wanted, _DIAMETER) if self._asks_diameter else tuple(wanted)
-
-    @property
-    def _percentile(self) -> tuple[float, float] | None:
-        if isinstance(self.normalize, Normalization):
-            return None if self.normalize.lowhigh is not None else self.normalize.percentile
-        return (1.0, 99.0) if self.normalize else None
 
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
         """Fill in the diameter and the factor of resizing."""
-        mean = self._diam_mean()
         if self.rescale is not None and self.diameter is None:
-            return self.model_copy(update={"diameter": mean / self.rescale})
+            return self.model_copy(update={"diameter": self.diam_mean / self.rescale})
         diameter = statistics[_DIAMETER] if self.diameter is None else self.diameter
-        return self.model_copy(update={"diameter": diameter, "rescale": mean / diameter})
+        return self.model_copy(update={"diameter": diameter, "rescale": self.diam_mean / diameter})
 
-    def _seen(self, image: ImageInfo) -> tuple[int, int]:
-        """Return the shape of what the network sees."""
-        factor = self.rescale or 1.0
-        y, x = (n if factor == 1.0 else max(1, int(n * factor)) for n in image.shape)
-        return y, x
+    @property
+    def _factor(self) -> float:
+        return 1.0 if self.rescale is None else self.rescale
+
+    def _grid(self, shape: tuple[int, ...]) -> Resized:
+        return Resized((shape[0], shape[1]), self._factor)
 
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Return what must be known around a path's end."""
-        return (CONTEXT if self.resample else ceil(CONTEXT / (self.rescale or 1.0)) + 2,) * 2
+        return (CONTEXT if self.resample else ceil(CONTEXT / self._factor) + 2,) * 2
 
     def halo(self, image: ImageInfo) -> tuple[int, ...]:
         """Return room for two cells, and the context."""
-        usual = self.diameter or _USUAL / (self.rescale or 1.0)
+        usual = self.diameter or _USUAL / self._factor
         return (max(64, ceil(2 * usual) + self.context(image)[0]),) * 2
 
     def reach(self, image: ImageInfo) -> tuple[int, ...]:
-        """Return the reach of the tiles."""
+        """Return the reach of the tiles, and of local normalisation around them."""
         side = self.tile_size or max(_TILE.values())
-        return (ceil(side / (self.rescale or 1.0)) + 2,) * 2
+        around = self._normalization.reach() if self._normalization is not None else 0
+        return (ceil(side / self._factor) + 2 + around,) * 2
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings and the content of the files."""
-        said, files = self._description(), self._files()
-        size = None if files.size is None or not self._asks_diameter else _digest(files.size)
+        files, said = self._files(), self._description()
+        size = None if files.size is None or not self._asks_diameter else sha256(files.size.read_bytes()).hexdigest()
         return {**super().fingerprint(), "weights_sha256": said.sha256, "size_sha256": size}
 
     def load(self, device: str) -> Network:
@@ -340,110 +297,72 @@ class Cellpose(Method):
             self._files().weights, self._description(), device, precision=self.precision, batch_size=self.batch_size
         )
 
-    def _tiling(self, shape: tuple[int, int], network: Network) -> Tiling:
-        side = self.tile_size or _TILE[network.generation]
-        return Tiling(shape, side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
-
-    def _scaled(self, pixels: NDArray[Any], statistics: Mapping[Statistic, float]) -> NDArray[np.float32]:
-        """Normalise the channels."""
-        out = pixels.astype(np.float32)
-        pairs = self._limits(len(pixels), statistics)
-        for channel, limits in zip(out, pairs, strict=True):
-            if limits is None:
-                continue
-            low, high = np.float32(limits[0]), np.float32(limits[1])
-            if high - low > _FLAT:
-                channel -= low
-                channel /= high - low
-                if self.invert:
-                    np.subtract(1, channel, out=channel)
-            else:
-                channel[...] = 0
-        return out
-
-    def _limits(self, n: int, statistics: Mapping[Statistic, float]) -> list[tuple[float, float] | None]:
-        """Return what becomes 0 and 1 in each channel."""
-        if isinstance(self.normalize, Normalization) and (given := self.normalize.pairs()) is not None:
-            return list(given * n if len(given) == 1 else given)
-        if self._percentile is None:
-            return [None] * n
-        low, high = (p / 100 for p in self._percentile)
-        return [(statistics[quantile_or_end(c, low)], statistics[quantile_or_end(c, high)]) for c in range(n)]
-
-    def _network_maps(
-        self, network: Network, pixels: NDArray[Any], origin: tuple[int, int], shape: tuple[int, int], box: Box,
-        statistics: Mapping[Statistic, float],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:  # fmt: skip
-        """Run the network on a box of the resized image; ``pixels`` begin at ``origin`` of an image of a shape."""
-        seen = self._seen(ImageInfo(shape, np.dtype(np.float32)))
-        tiling = self._tiling(seen, network)
-        around = [_tiled(axis, a, b) for axis, a, b in zip(tiling.axes, box.start, box.stop, strict=True)]
-        if seen == shape:
-            a, b = (slice(s - o, t - o) for (s, t), o in zip(around, origin, strict=True))
-            image = self._scaled(pixels[:, a, b], statistics)
-        else:
-            rows, columns = (taps(n, m, s, t) for n, m, (s, t) in zip(shape, seen, around, strict=True))
-            image = resize(self._scaled(pixels, statistics), origin, rows, columns)
-        return network.maps(image, (around[0][0], around[1][0]), tiling, box)
-
     def predict(self, image: NDArray[Any], view: View) -> NDArray[np.float32]:
         """Return flows and cell probability: of the window, or, without resampling, of its pixels to the network."""
-        network = view.model
-        shape, window = (view.image.shape[0], view.image.shape[1]), view.window.box
+        network: Network = view.model  # type: ignore[assignment]
+        grid, window = self._grid(view.image.shape), view.window.box
         block = window.grow(self.reach(view.image), view.window.image)
-        origin = (block.start[0], block.start[1])
         box = self._map_box(view)
-        maps, _ = self._network_maps(network, image, origin, shape, box, view.statistics)  # type: ignore[arg-type]
-        if not self.resample or (box == window and self._seen(view.image) == shape):
+        maps, _ = self._maps(network, image, block.start, grid, box, view.statistics)
+        if not self.resample or grid.is_same:
             return maps
-        sides = zip(self._seen(view.image), shape, window.start, window.stop, strict=True)
-        rows, columns = (taps(*side) for side in sides)
-        return resize(maps, (box.start[0], box.start[1]), rows, columns)
+        return resize(maps, box.start, *grid.to_image(window))
 
     def _map_box(self, view: View) -> Box:
-        """Return the pixels of the resized image that a window's maps are made of."""
-        window, seen = view.window.box, self._seen(view.image)
-        if seen == view.image.shape:
-            return window
-        sides = list(zip(view.image.shape, seen, window.start, window.stop, strict=True))
-        if self.resample:
-            ranges = [source_range(m, n, a, b) for n, m, a, b in sides]
-        else:
-            ends = [nearest(m, n, a, b) for n, m, a, b in sides]
-            ranges = [(int(e[0]), int(e[-1]) + 1) for e in ends]
-        return Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))
+        """Return the pixels to the network that a window's maps are made of."""
+        grid, window = self._grid(view.image.shape), view.window.box
+        return grid.needed(window) if self.resample else grid.picked(window)
 
     def maps_shape(self, view: View) -> tuple[int, ...]:
         """Return the shape of a window's maps."""
         return view.window.box.shape if self.resample else self._map_box(view).shape
 
+    def _maps(
+        self,
+        network: Network,
+        pixels: NDArray[Any],
+        origin: tuple[int, ...],
+        grid: Resized,
+        box: Box,
+        statistics: Mapping[Statistic, float],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Return the maps of a box to the network, and the sum of styles; ``pixels`` begin at ``origin``."""
+        side = self.tile_size or _TILE[network.generation]
+        tiling = Tiling(grid.seen, side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
+        around = tiled(tiling, box)
+        source = grid.source(around)
+        at = (origin[0], origin[1])
+        if self._normalization is None:
+            y, x = (slice(a - o, b - o) for a, b, o in zip(source.start, source.stop, at, strict=True))
+            image = pixels[:, y, x].astype(np.float32)
+        else:
+            image = self._normalization.apply(pixels, at, source, grid.image, statistics, invert=self.invert)
+        if not grid.is_same:
+            image = resize(image, source.start, *grid.to_network(around))
+        return network.maps(image, around.start, tiling, box)
+
     def _rules(self, image: ImageInfo) -> FlowRules:
-        seen = self._seen(image)
-        area = float(np.prod(image.shape if self.resample else seen))
-        steps = int(_STEPS / (self.rescale or 1.0)) if self.resample else _STEPS
+        shape = image.shape if self.resample else self._grid(image.shape).seen
+        steps = int(_STEPS / self._factor) if self.resample else _STEPS
         return FlowRules(
             cellprob_threshold=self.cellprob_threshold,
             flow_threshold=self.flow_threshold or None,
             steps=steps if self.niter is None else self.niter,
             min_size=self.min_size,
-            max_size=self.max_size_fraction * area,
+            max_size=self.max_size_fraction * float(np.prod(shape)),
         )
 
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
         """Follow the flows."""
-        window = view.window
+        window, grid, box = view.window, self._grid(view.image.shape), self._map_box(view)
         edge = np.column_stack([window.open_low, window.open_high]).astype(np.int64)
-        pick = None
-        box, seen = self._map_box(view), self._seen(view.image)
-        if not self.resample and seen != view.image.shape:
-            sides = zip(seen, view.image.shape, window.box.start, window.box.stop, box.start, strict=True)
-            rows, columns = (nearest(m, n, a, b) - o for m, n, a, b, o in sides)
-            pick = rows, columns
-        found = decode_flows(maps, edge, self._rules(view.image), pick)
-        anchors = found.sinks
-        if pick is not None:
-            anchors = _placed(found.sinks + np.array(box.start), seen, view.image.shape) - np.array(window.box.start)
-        return Decoded(found.labels, anchors, found.complete, found.reasons)
+        if self.resample or grid.is_same:
+            found = decode_flows(maps, edge, self._rules(view.image))
+            return Decoded(found.labels, found.sinks, found.complete, found.reasons)
+        rows, columns = grid.pick(window.box)
+        found = decode_flows(maps, edge, self._rules(view.image), (rows - box.start[0], columns - box.start[1]))
+        anchors = grid.placed(found.sinks + np.array(box.start)) - np.array(window.box.start)
+        return _one_each(Decoded(found.labels, anchors, found.complete, found.reasons))
 
     def estimate(
         self,
@@ -452,70 +371,46 @@ class Cellpose(Method):
         statistics: Mapping[Statistic, float],
         model: object,
     ) -> float:
-        """Estimate the diameter as Cellpose does: from the style, then from the masks that it leads to.
+        """Estimate the diameter from the style, then from masks; without a size model: what the file says.
 
-        Of an image larger than 1,536 px, from nine windows of 768 px. Without a size model: what the file says.
+        Of an image larger than 1,536 px, from nine windows of 768 px.
         """
         from spatialdata_segment.methods.cellpose.weights import read_size_model
 
-        network: Network = model  # type: ignore[assignment]
         files, said = self._files(), self._description()
         if said.generation != "cpnet" or files.size is None:
             logger.info("%s has no size model: diameter %.1f px, that of its training", files.name, said.diam_labels)
             return said.diam_labels
-        size = read_size_model(files.size)
-        boxes = _windows(image.shape)
-        first = self.model_copy(update={"rescale": self._diam_mean() / said.diam_labels})
-        style: Any = 0.0
-        for box in boxes:
-            whole = Box((0, 0), first._seen(ImageInfo(box.shape, image.dtype)))
-            shape = (box.shape[0], box.shape[1])
-            style = style + first._network_maps(network, read(box), (0, 0), shape, whole, statistics)[1]
-        length = float(np.sqrt(np.square(style).sum()))
-        guess = size.diameter(style / length) if length > 0 else size.diam_mean
-        second = self.model_copy(update={"rescale": size.diam_mean / guess, "resample": False})
-        areas = np.concatenate([second._areas(network, read(box), statistics) for box in boxes])
-        return float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if len(areas) else size.diam_mean
+        size, network = read_size_model(files.size), cast("Network", model)
+        return estimate_diameter(self, size, said.diam_labels, network, read, image, statistics)
 
-    def _areas(
+    def whole_maps(
         self, network: Network, pixels: NDArray[Any], statistics: Mapping[Statistic, float]
-    ) -> NDArray[np.int64]:
-        """Return the areas, px of the image, of the masks of an image of its own."""
-        shape = (pixels.shape[1], pixels.shape[2])
-        info = ImageInfo(shape, pixels.dtype)
-        seen = self._seen(info)
-        maps, _ = self._network_maps(network, pixels, (0, 0), shape, Box((0, 0), seen), statistics)
-        rows, columns = (nearest(m, n, 0, n) for n, m in zip(shape, seen, strict=True))
-        found = decode_flows(maps, np.zeros((2, 2), np.int64), self._rules(info), (rows, columns))
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Return the maps to the network, and the sum of the styles, of ``(c, y, x)`` taken for a whole image."""
+        grid = self._grid(pixels.shape[1:])
+        return self._maps(network, pixels, (0, 0), grid, Box.whole(grid.seen), statistics)
+
+    def areas(self, network: Network, pixels: NDArray[Any], statistics: Mapping[Statistic, float]) -> NDArray[np.int64]:
+        """Return the areas in px of the cells of ``(c, y, x)`` taken for a whole image."""
+        info = ImageInfo(pixels.shape[1:], pixels.dtype)
+        maps, _ = self.whole_maps(network, pixels, statistics)
+        taken = self._grid(info.shape).pick(Box.whole(info.shape))
+        found = decode_flows(maps, np.zeros((2, 2), np.int64), self._rules(info), taken)
         areas: NDArray[np.int64] = np.bincount(found.labels[found.labels > 0], minlength=len(found.sinks) + 1)[1:]
-        return areas[(found.reasons == 0) & (areas > 0)]
+        kept: NDArray[np.int64] = areas[(found.reasons == 0) & (areas > 0)]
+        return kept
 
 
-_TURING = ("pipeline", "postprocess")
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _tiled(axis: Any, start: int, stop: int) -> tuple[int, int]:
-    """Return the pixels that the tiles of a range hold, as far as the image goes."""
-    tiles = axis.meeting(start, stop)
-    return max(0, int(axis.starts[tiles[0]])), min(axis.length, int(axis.starts[tiles[-1]]) + axis.side)
-
-
-def _placed(points: NDArray[np.int64], old: tuple[int, ...], new: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return the pixels of an image in whose place the pixels of the resized one lie."""
-    scale = np.array(new) / np.array(old)
-    placed: NDArray[np.int64] = np.minimum(np.floor((points + 0.5) * scale).astype(np.int64), np.array(new) - 1)
-    return placed
-
-
-def _windows(shape: tuple[int, ...]) -> list[Box]:
-    """Return boxes spread evenly over an image, or all of it."""
-    if max(shape) <= _ONE:
-        return [Box.whole(shape)]
-    starts = [np.unique(np.linspace(0, max(n - _WINDOW, 0), _WINDOWS).astype(int)).tolist() for n in shape]
-    return [Box((y, x), (min(y + _WINDOW, shape[0]), min(x + _WINDOW, shape[1]))) for y in starts[0] for x in starts[1]]
+def _one_each(found: Decoded) -> Decoded:
+    """Join the objects whose sinks lie in one pixel: of a network's finer grid two may."""
+    assert found.anchors is not None
+    assert found.complete is not None
+    assert found.reasons is not None
+    anchors, first, to = np.unique(found.anchors, axis=0, return_index=True, return_inverse=True)
+    if len(anchors) == len(found.anchors):
+        return found
+    complete = np.ones(len(anchors), np.bool_)
+    np.logical_and.at(complete, to.reshape(-1), found.complete)
+    table = np.concatenate([[-1, 0], to.reshape(-1) + 1]).astype(np.int32)
+    return Decoded(pick(found.labels.astype(np.int32), table), anchors, complete, found.reasons[first])

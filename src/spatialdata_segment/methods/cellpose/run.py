@@ -66,7 +66,7 @@ class Network:
     _empty: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
 
     def maps(
-        self, image: NDArray[np.float32], origin: tuple[int, int], tiling: Tiling, box: Box
+        self, image: NDArray[np.float32], origin: tuple[int, ...], tiling: Tiling, box: Box
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Run all tiles that hold a pixel of a box, and blend them.
 
@@ -117,7 +117,7 @@ class Network:
         return out, np.asarray(style, np.float64)
 
     def _run(
-        self, image: NDArray[np.float32], origin: tuple[int, int], tiles: list[Tile], shape: tuple[int, int]
+        self, image: NDArray[np.float32], origin: tuple[int, ...], tiles: list[Tile], shape: tuple[int, int]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Yield the maps and the style of each tile, in order."""
         for start in range(0, len(tiles), self.batch_size):
@@ -125,7 +125,7 @@ class Network:
             yield from self._results(batch)
 
     def _cut(
-        self, image: NDArray[np.float32], origin: tuple[int, int], tile: Tile, shape: tuple[int, int]
+        self, image: NDArray[np.float32], origin: tuple[int, ...], tile: Tile, shape: tuple[int, int]
     ) -> NDArray[np.float32]:
         """Return the pixels of a tile: zeros beyond the image and in channels that are not there."""
         n = len(image) if self.n_inputs is None else self.n_inputs

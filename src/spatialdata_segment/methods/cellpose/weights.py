@@ -36,7 +36,7 @@ _HOLDS_MORE = (
     "{} holds more than tensors and is not loaded, since that could run any code: save the network's state_dict() "
     "with torch.save"
 )
-_REFUSED = "Unsupported global", "Unsupported class"
+_REFUSED = "unsupported global", "unsupported class"
 """What torch says of a pickle that names anything else than tensors."""
 _WIDTHS = {1024: "large", 768: "base"}
 """Features of the vision transformers on which ``cpdino`` models are built."""
@@ -165,7 +165,7 @@ def _load(path: Path, *, mapped: bool) -> object:
         raise
     except Exception as error:  # torch and pickle raise whatever broken bytes lead them to
         sound = zipped and isinstance(error, pickle.UnpicklingError)
-        if sound or any(text in str(error) for text in _REFUSED):
+        if sound or any(text in str(error).lower() for text in _REFUSED):
             raise InputError(_HOLDS_MORE.format(path)) from error
         raise InputError(_DAMAGED.format(path)) from error
 

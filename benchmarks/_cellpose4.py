@@ -1,0 +1,44 @@
+"""What cellpose 4 does, in an interpreter that has it: `cellpose.py` runs this as a process of its own.
+
+    python -P benchmarks/_cellpose4.py masks IN.npz OUT.npz '{"threads": 2, "niter": 200, ...}'
+
+``-P`` keeps this folder, which holds a ``cellpose.py``, off the path. ``maps`` (3, y, x) -> ``labels`` (y, x) by
+`dynamics.compute_masks` on the CPU, ``seconds`` of it, ``version``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from cellpose import dynamics
+
+WARM = 256
+"""px: side of the corner on which it runs beforehand."""
+
+
+def main() -> None:
+    """Decode maps."""
+    task, source, target, text = sys.argv[1:]
+    if task != "masks":
+        raise ValueError(f"task {task!r}, expected 'masks'")
+    settings = json.loads(text)
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(settings.pop("threads"))
+    with np.load(source) as given:
+        maps = given["maps"]
+    corner = np.ascontiguousarray(maps[:, :WARM, :WARM])
+    dynamics.compute_masks(corner[:2], corner[2], **settings)
+    start = time.perf_counter()
+    labels = dynamics.compute_masks(maps[:2], maps[2], **settings)
+    seconds = time.perf_counter() - start
+    np.savez(target, labels=labels.astype(np.int32), seconds=seconds, version=version("cellpose"))
+
+
+if __name__ == "__main__":
+    main()

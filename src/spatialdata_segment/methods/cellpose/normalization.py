@@ -1,0 +1,125 @@
+"""How channels are brought to about 0..1 before a network sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.local_levels import LocalLevels
+from spatialdata_segment.core.statistics import Statistic, quantile_or_end
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FLAT = 1e-3
+"""Channels whose levels are no farther apart hold nothing, as Cellpose has it."""
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Pair = tuple[float, float]
+
+
+class Normalization(BaseModel):
+    """Which values of a channel become 0 and 1. Nothing is clipped; where they are the same, all becomes 0.
+
+    Parameters
+    ----------
+    percentile
+        Percentiles, 0 to 100, of each channel of the whole image.
+    lowhigh
+        In their place, pixel values: ``(low, high)`` for all channels, or one pair for each.
+    tile_norm_blocksize
+        px; above 0 the percentiles are those of blocks of this side, smoothed and interpolated between them.
+        Smoothing is along both axes (Cellpose 3 smooths along y alone), and blocks without a signal take no part.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    percentile: tuple[Percent, Percent] = (1.0, 99.0)
+    lowhigh: Pair | tuple[Pair, ...] | None = None
+    tile_norm_blocksize: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.percentile[0] >= self.percentile[1]:
+            raise ValueError(f"percentile={self.percentile}: expected the lower one first, such as (1, 99)")
+        for low, high in self.pairs:
+            if low >= high:
+                raise ValueError(f"lowhigh={self.lowhigh}: expected the lower value first, such as (0, 255)")
+        for name in ("percentile", "tile_norm_blocksize"):
+            if self.lowhigh is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} and lowhigh are both given: give one of them")
+        if 0 < self.tile_norm_blocksize < 16:
+            raise ValueError(f"tile_norm_blocksize={self.tile_norm_blocksize}: expected 0 (off), or at least 16 px")
+        return self
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The values that are given."""
+        if self.lowhigh is None:
+            return ()
+        return tuple(self.lowhigh) if isinstance(self.lowhigh[0], tuple) else (self.lowhigh,)
+
+    def statistics(self, n_channels: int) -> list[Statistic]:
+        """Return the numbers of the whole image that it needs."""
+        if self.lowhigh is not None or self.tile_norm_blocksize:
+            return []
+        return [quantile_or_end(c, p / 100) for c in range(n_channels) for p in self.percentile]
+
+    def reach(self) -> int:
+        """Return how many pixels around a pixel its value depends on."""
+        return self._local((1, 1)).reach() if self.tile_norm_blocksize else 0
+
+    def apply(
+        self,
+        pixels: NDArray[Any],
+        origin: tuple[int, int],
+        box: Box,
+        shape: tuple[int, int],
+        statistics: Mapping[Statistic, float],
+        *,
+        invert: bool = False,
+    ) -> NDArray[np.float32]:
+        """Normalise a box.
+
+        Parameters
+        ----------
+        pixels
+            ``(c, y, x)`` that hold the box and `reach` around it.
+        origin
+            ``(y, x)`` of their first pixel.
+        box
+            In indices of the whole image.
+        shape
+            ``(y, x)`` of the whole image.
+        statistics
+            The numbers that were asked for.
+        invert
+            Make 0 of 1 and 1 of 0.
+        """
+        y, x = (slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, origin, strict=True))
+        out = pixels[:, y, x].astype(np.float32)
+        if self.tile_norm_blocksize:
+            low, high = self._local(shape).of(pixels, origin, box)
+        else:
+            pairs = self.pairs or tuple(_measured(self.percentile, c, statistics) for c in range(len(out)))
+            levels = np.array(pairs * (len(out) if len(pairs) == 1 else 1), np.float32)
+            low, high = levels[:, 0, None, None], levels[:, 1, None, None]
+        span = high - low
+        out -= low
+        out /= np.where(span > FLAT, span, np.float32(1))
+        if invert:
+            np.subtract(1, out, out=out)
+        out *= span > FLAT
+        return out
+
+    def _local(self, shape: tuple[int, int]) -> LocalLevels:
+        return LocalLevels(shape, self.tile_norm_blocksize, self.percentile, FLAT)
+
+
+def _measured(percentile: Pair, channel: int, statistics: Mapping[Statistic, float]) -> Pair:
+    low, high = (statistics[quantile_or_end(channel, p / 100)] for p in percentile)
+    return low, high
