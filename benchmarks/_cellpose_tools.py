@@ -24,6 +24,7 @@ from spatialdata_segment.testing.tiling import whole_plan
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from spatialdata_segment.core.statistics import Statistic
     from spatialdata_segment.methods.base import Method
@@ -40,24 +41,32 @@ class Goals:
 
     def least(self, what: str, value: float, goal: float, aim: float | None = None, form: str = ".4f") -> str:
         """Return a figure with the least that it should be beside it."""
-        return self._check(what, f"{value:{form}}", value >= goal, f"goal {goal:g}", aim)
+        more = "" if aim is None else f", aim {aim:g}"
+        return self._check(what, f"{value:{form}}", value >= goal, f">= {goal:g}{more}")
 
     def most(self, what: str, value: float, goal: float, form: str = ".4f") -> str:
         """Return a figure with the most that it should be beside it."""
-        return self._check(what, f"{value:{form}}", value <= goal, f"goal at most {goal:g}", None)
+        return self._check(what, f"{value:{form}}", value <= goal, f"<= {goal:g}")
 
-    def _check(self, what: str, shown: str, met: bool, goal: str, aim: float | None) -> str:
+    def _check(self, what: str, shown: str, met: bool, goal: str) -> str:
         self.seen += 1
         if not met:
-            self.missed.append(f"{what}: {shown}, {goal}")
-        more = "" if aim is None else f", aim {aim:g}"
-        return f"{shown} ({goal}{more}{'' if met else ': MISSED'})"
+            self.missed.append(f"{what}: {shown}, goal {goal}")
+        return f"{shown} ({goal}){'' if met else ' MISSED'}"
 
     def summary(self) -> str:
         """Return what is to be said at the end."""
         if not self.missed:
             return f"all {self.seen} goals are met"
         return "\n".join([f"{len(self.missed)} of {self.seen} goals are missed:", *(f"  {m}" for m in self.missed)])
+
+
+def show(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: its first row is the heading, its first column what the row is."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        cells = (f"{cell:{'<' if k == 0 else '>'}{width}}" for k, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        print(f"  {'   '.join(cells)}".rstrip(), flush=True)
 
 
 @dataclass(frozen=True)
@@ -164,17 +173,10 @@ class Model(NamedTuple):
     diam_mean: float
 
     def method(self, **settings: Any) -> Cellpose:
-        """Return the method, for the first channel."""
-        return Cellpose(**{"channels": 0, **self.settings, **settings})
-
-    @property
-    def sized(self) -> dict[str, Any]:
-        """The settings without a size model: for a diameter that is given."""
-        return {name: value for name, value in self.settings.items() if name != "size_model_path"}
-
-    def of(self, **settings: Any) -> Cellpose:
-        """Return the method with a diameter or a factor that is given."""
-        return Cellpose(**{"channels": 0, **self.sized, **settings})
+        """Return the method, for the first channel; a size model is left out where it has no effect."""
+        known = {"diameter", "rescale"} & {name for name, value in settings.items() if value is not None}
+        own = {name: value for name, value in self.settings.items() if not (known and name == "size_model_path")}
+        return Cellpose(**{"channels": 0, **own, **settings})
 
 
 def shared_model(data: Path) -> Model:

@@ -194,7 +194,7 @@ def _window(columns, core):
         (np.zeros(1, int), r"reasons of shape \(1,\).*expected 2 codes"),
         (np.zeros((2, 1), int), r"shape \(2, 1\)"),
         (np.zeros(2), "dtype float64"),
-        (np.array([0, len(Reason)]), r"reasons 0 to 9, expected codes of 0 \(KEPT\).*8 \(CONTACT\)"),
+        (np.array([0, len(Reason)]), r"reasons 0 to 10, expected codes of 0 \(KEPT\).*8 \(CONTACT\)"),
         (np.array([-1, 0]), "reasons -1 to 0"),
     ],
 )

@@ -7,6 +7,7 @@ is found, not guessed: the paths that leave it, and the pixels that paths from b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ from spatialdata_segment.core.sinks import GROWTH, SEES, sinks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Follow = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+"""What follows paths: `core.paths.follow`, or the same elsewhere."""
 
 CONTEXT = SEES + GROWTH + 3
 """px that the surroundings of a sink must be known for."""
@@ -79,6 +83,7 @@ def decode_flows(
     edge: NDArray[np.int64],
     rules: FlowRules,
     pick: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    follow: Follow = follow,
 ) -> FlowObjects:
     """Make objects of the maps of a window.
 
@@ -94,6 +99,8 @@ def decode_flows(
     pick
         Rows and columns of the maps whose labels are taken, where labels have another grid than the maps: it is on
         theirs that holes are filled, and that ``min_size`` counts. Sinks stay on that of the maps.
+    follow
+        Follows the paths.
     """
     maps = np.ascontiguousarray(maps, np.float32)
     field = flow_field(maps[:2], maps[2], rules.cellprob_threshold)

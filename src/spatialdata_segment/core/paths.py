@@ -22,7 +22,9 @@ NOWHERE, LOST = -1, -2
 LONGEST = 2.0
 """px along an axis: longer steps are cut. Trained networks make steps of 1 px."""
 
-_BITS = 12
+BITS = 12
+"""Of a pixel, in which positions are counted."""
+
 _TILE = 32
 _ROUNDING = 1.3e-4
 """px: half a unit of a position, and the error of float32."""
@@ -107,7 +109,7 @@ def _follow(field: Any, edge: Any, steps: Any, ends: Any) -> None:
     """Follow paths, a tile of them at once: their steps do not wait for each other. Indices are unsigned for speed."""
     height, width = field.shape[:2]
     values, row, pair, odd = field.reshape(-1), np.uint64(2 * width), np.uint64(2), np.uint64(1)
-    unit, low_bits = np.int64(1) << _BITS, (np.int64(1) << _BITS) - 1
+    unit, low_bits = np.int64(1) << BITS, (np.int64(1) << BITS) - 1
     one, scale, inverse = np.float32(1), np.float32(unit), np.float32(1 / unit)
     last_y, last_x, far = (height - 1) * unit, (width - 1) * unit, np.int64(1) << 62
     least_y, least_x = (0 if edge[0, 0] else -far), (0 if edge[1, 0] else -far)
@@ -128,7 +130,7 @@ def _follow(field: Any, edge: Any, steps: Any, ends: Any) -> None:
                 moving = 0
                 for i in range(n):
                     y, x = ys[i], xs[i]
-                    here = np.uint64(y >> _BITS) * row + np.uint64(x >> _BITS) * pair
+                    here = np.uint64(y >> BITS) * row + np.uint64(x >> BITS) * pair
                     right = here + pair if x < last_x else here
                     down = here + row if y < last_y else here
                     both = down + pair if x < last_x else down
@@ -150,11 +152,11 @@ def _follow(field: Any, edge: Any, steps: Any, ends: Any) -> None:
                         continue
                     new_y, new_x = min(last_y, max(0, new_y)), min(last_x, max(0, new_x))
                     if new_y == y and new_x == x:
-                        ends[pixel[i]] = (y >> _BITS) * width + (x >> _BITS)
+                        ends[pixel[i]] = (y >> BITS) * width + (x >> BITS)
                     elif new_y == before_y[i] and new_x == before_x[i]:  # to and fro: where the last step ends
                         if (steps - t) % 2 == 0:
                             y, x = new_y, new_x
-                        ends[pixel[i]] = (y >> _BITS) * width + (x >> _BITS)
+                        ends[pixel[i]] = (y >> BITS) * width + (x >> BITS)
                     else:
                         before_y[moving], before_x[moving] = y, x
                         ys[moving], xs[moving], pixel[moving] = new_y, new_x, pixel[i]
@@ -163,7 +165,7 @@ def _follow(field: Any, edge: Any, steps: Any, ends: Any) -> None:
                 if n == 0:
                     break
             for i in range(n):
-                ends[pixel[i]] = (ys[i] >> _BITS) * width + (xs[i] >> _BITS)
+                ends[pixel[i]] = (ys[i] >> BITS) * width + (xs[i] >> BITS)
 
 
 @kernel
@@ -177,7 +179,7 @@ def _reach(field: Any, edge: Any, marked: Any) -> None:
         beside_y = (edge[0, 0] and y < jump) or (edge[0, 1] and y >= height - 1 - jump)
         for x in range(width):
             beside = beside_y or (edge[1, 0] and x < jump) or (edge[1, 1] and x >= width - 1 - jump)
-            if not beside and field[y, x, 0] != field[y, x, 0]:
+            if field[y, x, 0] != field[y, x, 0]:
                 for a in range(max(0, y - 1 - jump), min(height, y + jump + 1)):
                     for b in range(max(0, x - 1 - jump), min(width, x + jump + 1)):
                         if not marked[a, b]:
@@ -214,7 +216,7 @@ def _next(field: Any, y: Any, x: Any, axis: Any) -> Any:
     low, high = min(min(a, b), min(c, d)), max(max(a, b), max(c, d))
     here = y if axis == 0 else x
     first = here if low >= 0 else here + np.int64(np.floor(low - _ROUNDING))
-    last = here if high <= 0 else here + np.int64(np.floor(high + 1.0 - 1.0 / (1 << _BITS) + _ROUNDING))
+    last = here if high <= 0 else here + np.int64(np.floor(high + 1.0 - 1.0 / (1 << BITS) + _ROUNDING))
     return first, last
 
 

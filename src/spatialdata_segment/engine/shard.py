@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import zlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.core.statistics import Statistic
     from spatialdata_segment.engine.preprocess import BoxReader
     from spatialdata_segment.engine.stored import Stored
-    from spatialdata_segment.methods.base import ImageInfo, Method
+    from spatialdata_segment.methods.base import Decoded, ImageInfo, Method
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Job:
         Folder of the maps of an earlier phase, in place of pixels.
     kept
         Finished shards outlive a failure of others.
+    run
+        See `View`.
     """
 
     method: Method
@@ -72,6 +75,7 @@ class Job:
     verify: bool = False
     maps: Path | None = None
     kept: bool = False
+    run: str = field(default_factory=lambda: uuid4().hex)
 
     def path(self, index: int) -> Path:
         """File of a shard's result."""
@@ -192,14 +196,22 @@ def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) 
     context = job.method.context(job.image)
 
     def look(window: Window, pixels: NDArray[Any] | None = None) -> Seen:
-        view = View(window, job.image, job.statistics, job.seeds(window.box) if job.seeds is not None else None)
-        return Seen.of(job.method.decode(_maps(job, index, view, pixels), view), window, context)
+        seeds = job.seeds(window.box) if job.seeds is not None else None
+        view = View(window, job.image, job.statistics, seeds, run=job.run)
+        return Seen.of(_decode(job, _maps(job, index, view, pixels), view), window, context)
 
     seen, rounds = look(window, pixels), 1
     if not seen.is_resolved:
         logger.debug("shard %d looks again beyond %s", index, window.box)
         seen, rounds = look_again(seen, job.plan.halo, context, look), 2
     return seen.result(index), rounds
+
+
+def _decode(job: Job, maps: NDArray[Any], view: View) -> Decoded:
+    if not job.method.decodes_on_device:
+        return job.method.decode(maps, view)
+    with borrowed(job.devices) as device:
+        return job.method.decode(maps, replace(view, device=device))
 
 
 def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDArray[Any]:
@@ -223,7 +235,7 @@ def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDAr
 
 def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, crc: int) -> Report:
     """Predict, and commit the maps with the candidates anchored in the core and the pairs they are in."""
-    view = View(window, job.image, job.statistics)
+    view = View(window, job.image, job.statistics, run=job.run)
     maps = _maps(job, index, view, pixels)
     found = job.method.propose(maps, view)
     anchors = np.asarray(found.anchors, np.int64) + np.array(window.box.start)

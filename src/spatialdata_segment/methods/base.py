@@ -133,6 +133,11 @@ class View:
         For `Method.decode` of a seeded or a proposing method.
     model
         For `Method.predict`: what `Method.load` returned.
+    run
+        Names the image, the method and the statistics: under it what was computed of a place may be used again, by
+        other windows of this process. Empty: it may not.
+    device
+        For `Method.decode`, where `Method.decodes_on_device` is set.
     """
 
     window: Window
@@ -140,6 +145,8 @@ class View:
     statistics: Mapping[Statistic, float]
     seeds: Seeds | None = None
     model: object = None
+    run: str = ""
+    device: str = "cpu"
 
 
 class Method(BaseModel):
@@ -208,6 +215,11 @@ class Method(BaseModel):
     def statistics(self, image: ImageInfo) -> tuple[Statistic, ...]:
         """Numbers of the whole image that `predict` and `decode` need. Never compute such of a window."""
         return ()
+
+    @property
+    def decodes_on_device(self) -> bool:
+        """Whether `decode` runs on one of the devices of the run as well, which is ``view.device``."""
+        return False
 
     def estimate(
         self,

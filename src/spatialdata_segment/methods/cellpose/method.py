@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from functools import partial
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.flows import CONTEXT, FlowRules, decode_flows
+from spatialdata_segment.core.paths import follow
 from spatialdata_segment.core.resize import resize
 from spatialdata_segment.core.shards import pick
 from spatialdata_segment.core.statistics import Statistic
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spatialdata_segment.core.flows import Follow
     from spatialdata_segment.methods.cellpose.run import Network
     from spatialdata_segment.methods.cellpose.weights import Description
 
@@ -94,6 +97,8 @@ class Cellpose(Method):
         Tiles that run at once. None: 1 on a CPU, 64 on a GPU.
     precision
         Of the network. None: "float16" on CUDA, else "float32".
+    follow_on
+        Where paths are followed: "cpu", or "device", where the network runs too. The result is the same.
 
     Notes
     -----
@@ -128,6 +133,7 @@ class Cellpose(Method):
     augment: bool = False
     batch_size: int | None = Field(default=None, ge=1)
     precision: Literal["float32", "float16", "bfloat16"] | None = None
+    follow_on: Literal["cpu", "device"] = "cpu"
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         super().__init__(**{"model": model}, **settings)
@@ -303,7 +309,7 @@ class Cellpose(Method):
         grid, window = self._grid(view.image.shape), view.window.box
         block = window.grow(self.reach(view.image), view.window.image)
         box = self._map_box(view)
-        maps, _ = self._maps(network, image, block.start, grid, box, view.statistics)
+        maps, _ = self._maps(network, image, block.start, grid, box, view.statistics, view.run)
         if not self.resample or grid.is_same:
             return maps
         return resize(maps, box.start, *grid.to_image(window))
@@ -325,6 +331,7 @@ class Cellpose(Method):
         grid: Resized,
         box: Box,
         statistics: Mapping[Statistic, float],
+        run: str = "",
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return the maps of a box to the network, and the sum of styles; ``pixels`` begin at ``origin``."""
         side = self.tile_size or _TILE[network.generation]
@@ -339,7 +346,7 @@ class Cellpose(Method):
             image = self._normalization.apply(pixels, at, source, grid.image, statistics, invert=self.invert)
         if not grid.is_same:
             image = resize(image, source.start, *grid.to_network(around))
-        return network.maps(image, around.start, tiling, box)
+        return network.maps(image, around.start, tiling, box, run)
 
     def _rules(self, image: ImageInfo) -> FlowRules:
         shape = image.shape if self.resample else self._grid(image.shape).seen
@@ -357,12 +364,25 @@ class Cellpose(Method):
         window, grid, box = view.window, self._grid(view.image.shape), self._map_box(view)
         edge = np.column_stack([window.open_low, window.open_high]).astype(np.int64)
         if self.resample or grid.is_same:
-            found = decode_flows(maps, edge, self._rules(view.image))
+            found = decode_flows(maps, edge, self._rules(view.image), follow=self._follow(view.device))
             return Decoded(found.labels, found.sinks, found.complete, found.reasons)
         rows, columns = grid.pick(window.box)
-        found = decode_flows(maps, edge, self._rules(view.image), (rows - box.start[0], columns - box.start[1]))
+        taken = rows - box.start[0], columns - box.start[1]
+        found = decode_flows(maps, edge, self._rules(view.image), taken, self._follow(view.device))
         anchors = grid.placed(found.sinks + np.array(box.start)) - np.array(window.box.start)
         return _one_each(Decoded(found.labels, anchors, found.complete, found.reasons))
+
+    @property
+    def decodes_on_device(self) -> bool:
+        """Whether paths are followed where the network runs."""
+        return self.follow_on == "device"
+
+    def _follow(self, device: str) -> Follow:
+        if not self.decodes_on_device:
+            return follow
+        from spatialdata_segment.methods.cellpose.torch_paths import follow_on
+
+        return partial(follow_on, device)
 
     def estimate(
         self,

@@ -6,21 +6,24 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from spatialdata_segment.errors import MethodError
+from spatialdata_segment.methods.cellpose.shared import SharedTiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from spatialdata_segment.core.boxes import Box
     from spatialdata_segment.core.tiles import Tiling
+    from spatialdata_segment.methods.cellpose.shared import Result
 
 _REMEMBERED = 64
 """Empty tiles whose maps are kept."""
@@ -63,10 +66,11 @@ class Network:
     dtype: torch.dtype
     n_inputs: int | None
     batch_size: int
-    _empty: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
+    _empty: dict[bytes, Result] = field(default_factory=dict)
+    _shared: SharedTiles = field(default_factory=SharedTiles)
 
     def maps(
-        self, image: NDArray[np.float32], origin: tuple[int, ...], tiling: Tiling, box: Box
+        self, image: NDArray[np.float32], origin: tuple[int, ...], tiling: Tiling, box: Box, run: str = ""
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Run all tiles that hold a pixel of a box, and blend them.
 
@@ -80,6 +84,8 @@ class Network:
             Of the whole.
         box
             What is wanted.
+        run
+            See `View`: under it tiles are shared with other windows.
 
         Returns
         -------
@@ -87,23 +93,20 @@ class Network:
         """
         rows, columns = tiling.axes
         tiles = [
-            Tile(
-                int(rows.starts[j]),
-                int(columns.starts[i]),
-                flip_y=tiling.mirrored and i % 2 == 1,
-                flip_x=tiling.mirrored and j % 2 == 1,
-            )
+            Tile(int(rows.starts[j]), int(columns.starts[i]), *(tiling.mirrored and k % 2 == 1 for k in (i, j)))
             for j in rows.meeting(box.start[0], box.stop[0])
             for i in columns.meeting(box.start[1], box.stop[1])
         ]
+        shape = rows.side, columns.side
+        compute = partial(self._run, image, origin, tiles, shape)
+        found = self._shared.take([(run, shape, t) for t in tiles], compute) if run else compute(range(len(tiles)))
+        results = dict(found)
         out = np.zeros((3, *box.shape), np.float32)
         weights = (rows.weights[:, None] * columns.weights[None, :]).astype(np.float32)
-        style: Any = 0.0
-        for tile, (maps, one) in zip(tiles, self._run(image, origin, tiles, weights.shape), strict=True):
-            maps = _turned(maps, tile)
-            style = style + one
+        for at, tile in enumerate(tiles):  # in one order, so that sums are the same in every window
+            maps = _turned(results[at][0], tile)
             a = max(tile.y, box.start[0]), max(tile.x, box.start[1])
-            b = min(tile.y + weights.shape[0], box.stop[0]), min(tile.x + weights.shape[1], box.stop[1])
+            b = min(tile.y + shape[0], box.stop[0]), min(tile.x + shape[1], box.stop[1])
             inner = np.s_[a[0] - tile.y : b[0] - tile.y, a[1] - tile.x : b[1] - tile.x]
             place = np.s_[a[0] - box.start[0] : b[0] - box.start[0], a[1] - box.start[1] : b[1] - box.start[1]]
             out[:, *place] += maps[:, *inner] * weights[inner]
@@ -114,15 +117,22 @@ class Network:
                 f"the network returned maps that are not finite in {self.dtype}: the weights do not suit it; pass "
                 "precision='float32', or check the model"
             )
-        return out, np.asarray(style, np.float64)
+        return out, np.sum([style for _, style in results.values()], axis=0, dtype=np.float64)
 
     def _run(
-        self, image: NDArray[np.float32], origin: tuple[int, ...], tiles: list[Tile], shape: tuple[int, int]
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Yield the maps and the style of each tile, in order."""
-        for start in range(0, len(tiles), self.batch_size):
-            batch = [self._cut(image, origin, tile, shape) for tile in tiles[start : start + self.batch_size]]
-            yield from self._results(batch)
+        self,
+        image: NDArray[np.float32],
+        origin: tuple[int, ...],
+        tiles: list[Tile],
+        shape: tuple[int, int],
+        which: Sequence[int],
+    ) -> Iterator[tuple[int, Result]]:
+        """Yield the positions, maps and styles of some of the tiles."""
+        for start in range(0, len(which), self.batch_size):
+            batch = which[start : start + self.batch_size]
+            yield from zip(
+                batch, self._results([self._cut(image, origin, tiles[k], shape) for k in batch]), strict=True
+            )
 
     def _cut(
         self, image: NDArray[np.float32], origin: tuple[int, ...], tile: Tile, shape: tuple[int, int]
@@ -136,12 +146,12 @@ class Network:
         out[: len(part), a - y : a - y + part.shape[1], b - x : b - x + part.shape[2]] = part
         return _turned_pixels(out, tile)
 
-    def _results(self, batch: list[NDArray[np.float32]]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def _results(self, batch: list[NDArray[np.float32]]) -> list[Result]:
         """Run a batch; tiles of one value a channel are all alike, and run once."""
         keys = [_constant(pixels) for pixels in batch]
         known = {k: self._empty[k] for k in keys if k is not None and k in self._empty}
         fresh = [i for i, k in enumerate(keys) if k not in known]
-        results: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        results: dict[int, Result] = {}
         if fresh:
             maps, styles = self.forward(np.stack([batch[i] for i in fresh]))
             results = {i: (maps[n], styles[n]) for n, i in enumerate(fresh)}

@@ -1,0 +1,176 @@
+"""Parts parity and eval of `cellpose.py`: the network's maps, and whole segmentations, beside those of cellpose 3."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from _cellpose_tools import Model, all_models, cropped_mosaic, manifest, read_example, reference, show, statistics
+
+from spatialdata_segment import label_image
+from spatialdata_segment.methods.base import ImageInfo, View
+from spatialdata_segment.testing import match_scores
+from spatialdata_segment.testing.tiling import whole_plan
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from _cellpose_tools import Example, Goals, Reference
+
+    from spatialdata_segment import Cellpose
+
+CLOSE = 1e-4
+"""Of the standard deviation of a map: the greatest difference."""
+AGREE = 0.98
+PIECE = 777, 1033
+"""Of a mosaic, besides images of every shape."""
+LISTED = 5
+
+
+class Case(NamedTuple):
+    """An image, and the factor by which it is resized."""
+
+    name: str
+    image: np.ndarray
+    rescale: float
+
+
+def dense(method: Cellpose, image: np.ndarray) -> np.ndarray:
+    """Return the maps of a whole image ``(y, x)``, in float32, before they are stored."""
+    info = ImageInfo(image.shape, image.dtype)
+    found = statistics(method, image[None])
+    method = method.adapted(info, found)
+    view = View(whole_plan(image.shape).window(0), info, found, model=method.load("cpu"))
+    return np.asarray(method.predict(image[None], view))
+
+
+def difference(right: np.ndarray, found: np.ndarray) -> list[float]:
+    """Return, of each of the three maps, the greatest difference as a share of its standard deviation."""
+    return [float(np.abs(a - b).max() / a.std()) for a, b in zip(right, found, strict=True)]
+
+
+# --- parity ----------------------------------------------------------------------------------------------------------
+
+
+def parity(args: argparse.Namespace, goals: Goals, folder: Path) -> None:
+    """Print how far our maps are from those of cellpose 3."""
+    exact = reference(args, 3, folder)
+    if exact is None:
+        return
+    examples = [read_example(args.data, row) for row in one_of_each_shape(manifest(args.data))]
+    piece = cropped_mosaic(args.data, args.size or PIECE)[0]
+    rows = [["greatest difference / standard deviation", "factor", "flow y", "flow x", "probability", "greatest"]]
+    for model in (*all_models(args), random_model(folder)):
+        rows += tile(exact, model, examples[0].image, goals)
+        cases = [Case(shape(e.image), e.image, model.diam_mean / e.diameter) for e in examples]
+        cases += [Case("256 x 256, as it is", examples[0].image, 1.0), Case(f"mosaic {shape(piece)}", piece, 0.7)]
+        for resample in (True, False):
+            factors = [case.rescale for case in cases]
+            images = {str(k): case.image for k, case in enumerate(cases)}
+            right = exact("maps", images, model=str(model.weights), rescale=factors, resample=resample)
+            for k, case in enumerate(cases):
+                found = dense(model.method(rescale=case.rescale, resample=resample), case.image)
+                name = f"{model.name}, {case.name}{'' if resample else ', not resampled'}"
+                rows.append(line(name, f"{case.rescale:.3f}", right[str(k)], found, goals))
+    show(rows)
+
+
+def line(name: str, factor: str, right: np.ndarray, found: np.ndarray, goals: Goals) -> list[str]:
+    """Return a row of the table."""
+    off = difference(right, found)
+    return [name, factor, *(f"{n:.1e}" for n in off), goals.most(f"parity, {name}", max(off), CLOSE, form=".1e")]
+
+
+def tile(exact: Reference, model: Model, image: np.ndarray, goals: Goals) -> list[list[str]]:
+    """Return rows of the bare network on one tile: the maps, and the style as one map more."""
+    tiles = np.zeros((1, 2, 224, 224), np.float32)
+    low, high = np.percentile(image, (1, 99))
+    tiles[0, 0] = (image[:224, :224] - low) / (high - low)
+    right = exact("forward", {"tiles": tiles}, model=str(model.weights))
+    maps, styles = model.method(rescale=1.0).load("cpu").forward(tiles)
+    off = float(np.abs(right["styles"] - styles).max() / right["styles"].std())
+    name = f"{model.name}, style of a tile"
+    style = [name, "", "", "", "", goals.most(f"parity, {name}", off, CLOSE, form=".1e")]
+    return [line(f"{model.name}, a tile, 224 x 224", "", right["maps"][0], maps[0], goals), style]
+
+
+def shape(image: np.ndarray) -> str:
+    """Return the sides of an image as text."""
+    return "{} x {}".format(*image.shape)
+
+
+def one_of_each_shape(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the first image of every shape, the most frequent shape first."""
+    count = Counter((row["height"], row["width"]) for row in rows)
+    first = {key: next(row for row in rows if (row["height"], row["width"]) == key) for key in count}
+    return [first[key] for key, _ in count.most_common()]
+
+
+def random_model(folder: Path) -> Model:
+    """Return a network of the usual size with random weights and statistics of its normalisation, of seed 0."""
+    import torch
+
+    from spatialdata_segment.methods.cellpose.network import CPnet
+
+    torch.manual_seed(0)
+    net = CPnet((2, 32, 64, 128, 256), 3, 3, 30.0)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    path = folder / "random"
+    torch.save(net.state_dict(), path)
+    return Model("random weights", {"model_path": path}, path, 30.0)
+
+
+# --- eval ------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(args: argparse.Namespace, goals: Goals, folder: Path) -> None:
+    """Print how well whole segmentations agree with those of `CellposeModel.eval`."""
+    exact = reference(args, 3, folder)
+    if exact is None:
+        return
+    rows = sorted(manifest(args.data), key=lambda row: (int(row["height"]), int(row["width"]), row["id"]))
+    spread = np.linspace(0, len(rows) - 1, min(args.images, len(rows))).round().astype(int)
+    examples = [read_example(args.data, rows[k]) for k in spread]
+    images = {str(k): e.image for k, e in enumerate(examples)}
+    for model in all_models(args):
+        theirs = exact("eval", images, model=str(model.weights), diameters=[e.diameter for e in examples])
+        start = time.perf_counter()
+        ours = [whole(model, e) for e in examples]
+        seconds = time.perf_counter() - start
+        print(
+            f"  {model.name}, {len(examples)} images with their mean diameters: cellpose {theirs['version']} "
+            f"{float(theirs['seconds']):.1f} s on {args.threads} threads, ours {seconds:.1f} s, one image at a time"
+        )
+        report(model, examples, [theirs[str(k)] for k in range(len(examples))], ours, goals)
+
+
+def whole(model: Model, example: Example) -> np.ndarray:
+    """Segment an image."""
+    return np.asarray(label_image(example.image[None], model.method(diameter=example.diameter)))
+
+
+def report(
+    model: Model, examples: list[Example], theirs: list[np.ndarray], ours: list[np.ndarray], goals: Goals
+) -> None:
+    """Print the scores of all images, and the images that agree least."""
+    scores = [match_scores(a, b, (0.5, 0.9)) for a, b in zip(theirs, ours, strict=True)]
+    ap = np.array([s.ap if s.n_truth + s.n_found else (1.0, 1.0) for s in scores])
+    n, m = sum(s.n_truth for s in scores), sum(s.n_found for s in scores)
+    tp = [sum(s.tp[k] for s in scores) for k in range(2)]
+    pooled = [tp[k] / max(n + m - tp[k], 1) for k in range(2)]
+    mean = goals.least(f"eval, {model.name}, mean AP at 0.9", float(ap[:, 1].mean()), AGREE)
+    same = sum((a > 0).sum() == (b > 0).sum() and s.tp[1] == s.n_truth == s.n_found for a, b, s in zip(theirs, ours, scores, strict=True))
+    rows = [["", "theirs", "ours", "AP at 0.5", "AP at 0.9"]]
+    rows.append(["mean of the images", "", "", f"{ap[:, 0].mean():.4f}", mean])
+    rows.append(["pooled", str(n), str(m), f"{pooled[0]:.4f}", f"{pooled[1]:.4f}"])
+    for k in np.argsort(ap[:, 1], kind="stable")[:LISTED]:
+        at = f"{examples[k].name}, {shape(examples[k].image)}"
+        rows.append([at, str(scores[k].n_truth), str(scores[k].n_found), f"{ap[k, 0]:.4f}", f"{ap[k, 1]:.4f}"])
+    show(rows)
+    print(f"  {same} of {len(examples)} images have the same objects, and as many pixels in them")
