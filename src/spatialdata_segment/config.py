@@ -314,6 +314,7 @@ for _method in (ThresholdNuclei, ExpandNuclei, SeededWatershed, Cellpose, Functi
     register_method(_method)
 register_workflow("dapi", Workflow(nucleus=ThresholdNuclei()))
 register_workflow("wga", Workflow(nucleus=ThresholdNuclei(), cell=SeededWatershed()))
+register_workflow("nuclei-small", Workflow(nucleus=Cellpose("nuclei-small")))
 register_workflow("cytosol_cellpose", Workflow(nucleus=Cellpose("nuclei"), cell=Cellpose("cyto2")))
 register_workflow("dapi_cellpose", Workflow(nucleus=Cellpose("nuclei")))
 register_workflow("cytosol_only_cellpose", Workflow(cell=Cellpose("cyto2")))

@@ -230,7 +230,9 @@ def test_where_the_window_begins_does_not_matter(field, offset):
               for at in ((0, 0), offset)]  # fmt: skip
     found = []
     for image, at in zip(canvas, ((0, 0), offset), strict=True):
-        inner = np.s_[at[0] + margin : at[0] + margin + field.shape[0], at[1] + margin : at[1] + margin + field.shape[1]]
+        inner = np.s_[
+            at[0] + margin : at[0] + margin + field.shape[0], at[1] + margin : at[1] + margin + field.shape[1]
+        ]
         image[inner] = field
         ends = follow(image, CLOSED, 50)
         y, x = np.divmod(ends, image.shape[1])

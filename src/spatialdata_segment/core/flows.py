@@ -127,7 +127,9 @@ def decode_flows(
         boxes = object_boxes(labels, len(seeds))
         areas = np.bincount(labels.reshape(-1), minlength=len(seeds) + 1)[1:]
     reasons[(reasons == 0) & (areas < rules.min_size)] = Reason.TOO_SMALL
-    fill_holes(labels, boxes, areas, reasons == 0)
     if hidden is not None:
         labels[hidden & (labels == 0)] = UNRESOLVED
+    held = fill_holes(labels, boxes, areas, reasons == 0)
+    unsure_inside = (held[:, 1] < 0) | ~complete[np.maximum(held[:, 1], 1) - 1] if len(held) else np.zeros(0, bool)
+    complete[held[unsure_inside, 0] - 1] = False
     return FlowObjects(labels, seeds, complete, reasons)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 def fill_holes(
     labels: NDArray[np.int32], boxes: NDArray[np.int64], areas: NDArray[np.int64], fixed: NDArray[np.bool_]
-) -> None:
+) -> NDArray[np.int64]:
     """Fill, in place, the holes of objects with their labels.
 
     A hole is a part of a box, connected by edges, that no path by edges leads out of without crossing the
-    object. Its background, and the pixels of objects that are not ``fixed``, become the object's; of objects that
-    lie in each other the smaller is filled first.
+    object. Its background, and the pixels of objects that are not ``fixed``, become the object's; pixels of those that
+    are stay theirs. Of objects that lie in each other the smaller is filled first.
 
     Parameters
     ----------
@@ -31,13 +31,18 @@ def fill_holes(
         ``(n,)`` px.
     fixed
         ``(n,)``: the objects that are filled, and do not become another's.
+
+    Returns
+    -------
+    ``(k, 2)`` pairs of an object and what lies in its holes: another (1..n), or a label below 0.
     """
     order = np.lexsort((np.arange(len(areas)), areas))
-    _fill(labels, boxes, order[fixed[order]], fixed)
+    return np.array(_fill(labels, boxes, order[fixed[order]], fixed), np.int64).reshape(-1, 2)
 
 
 @kernel
-def _fill(labels: Any, boxes: Any, order: Any, fixed: Any) -> None:
+def _fill(labels: Any, boxes: Any, order: Any, fixed: Any) -> Any:
+    held = [(np.int64(0), np.int64(0)) for _ in range(0)]
     room = 0
     for k in order:
         room = max(room, (boxes[k, 1] - boxes[k, 0] + 2) * (boxes[k, 3] - boxes[k, 2] + 2))
@@ -72,10 +77,13 @@ def _fill(labels: Any, boxes: Any, order: Any, fixed: Any) -> None:
         for y in range(y0, y1):
             for x in range(x0, x1):
                 label = labels[y, x]
-                if outside[(y - y0 + 1) * width + x - x0 + 1] or label == k + 1 or label < 0:
+                if outside[(y - y0 + 1) * width + x - x0 + 1] or label == k + 1:
                     continue
-                if label == 0 or not fixed[label - 1]:
+                if label != 0 and (len(held) == 0 or held[-1] != (k + 1, label)):
+                    held.append((np.int64(k + 1), np.int64(label)))
+                if label == 0 or (label > 0 and not fixed[label - 1]):
                     labels[y, x] = k + 1
+    return held
 
 
 @kernel

@@ -65,7 +65,7 @@ def follow(field: NDArray[np.float32], edge: NDArray[np.int64], steps: int) -> N
     ``(y, x)``: the flat index of the pixel in which each path ends, `NOWHERE` where none starts, or `LOST`.
     """
     ends = np.full(field.shape[:2], NOWHERE, np.int32)
-    _follow(field, edge, steps, ends.reshape(-1))
+    _follow(np.ascontiguousarray(field), edge, steps, ends.reshape(-1))
     return ends
 
 

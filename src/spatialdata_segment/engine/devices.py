@@ -1,7 +1,4 @@
-"""Where networks run: the devices of a run, and whose turn it is on each.
-
-One window at a time runs on a device, while other threads read and decode theirs.
-"""
+"""Where networks run: the devices of a run, and what is loaded on each."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import re
 from collections import Counter
 from contextlib import contextmanager
 from importlib.util import find_spec
-from threading import Condition, Lock
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from spatialdata_segment.errors import InputError, MissingError
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.methods.base import Method
 
 _NAME = re.compile(r"cpu|mps|cuda(:\d+)?")
-_free = Condition()
+_choosing = Lock()
 _busy: Counter[str] = Counter()
 
 
@@ -92,17 +89,15 @@ def _check(name: str) -> None:
 
 @contextmanager
 def borrowed(devices: Sequence[str]) -> Iterator[str]:
-    """Wait for the first of the devices that no other thread of this process uses, and hold it."""
-    with _free:
-        _free.wait_for(lambda: any(not _busy[d] for d in devices))
-        device = next(d for d in devices if not _busy[d])
+    """Hold the device that the fewest threads of this process hold, the first of several."""
+    with _choosing:
+        device = min(devices, key=lambda d: _busy[d])
         _busy[device] += 1
     try:
         yield device
     finally:
-        with _free:
+        with _choosing:
             _busy[device] -= 1
-            _free.notify_all()
 
 
 _models: dict[tuple[str, str], object] = {}

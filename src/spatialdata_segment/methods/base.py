@@ -174,7 +174,7 @@ class Method(BaseModel):
         Stored precision of the maps. They are rounded to it before they are decoded, so that a run in two
         phases gives the labels of a run in one. None: that in which `predict` returns them.
     uses_device
-        `predict` runs on one of the devices of the run, one window at a time on each.
+        `predict` runs on one of the devices of the run, which several threads may use at once.
     bytes_per_pixel
         Peak working memory a window pixel, for the plan.
     fixed_bytes

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class Network:
     n_inputs
         Channels that it takes; fewer are filled up with zeros. None: as many as come.
     batch_size
-        Tiles that run at once. On a GPU a batch is always full, so that each runs alike.
+        Tiles that run at once. A batch is always full, so that each tile runs alike.
     """
 
     net: torch.nn.Module
@@ -66,7 +66,8 @@ class Network:
     dtype: torch.dtype
     n_inputs: int | None
     batch_size: int
-    _empty: dict[bytes, Result] = field(default_factory=dict)
+    _turn: Any = field(default_factory=Lock)
+    _empty: dict[tuple[object, ...], Result] = field(default_factory=dict)
     _shared: SharedTiles = field(default_factory=SharedTiles)
 
     def maps(
@@ -154,28 +155,28 @@ class Network:
         results: dict[int, Result] = {}
         if fresh:
             maps, styles = self.forward(np.stack([batch[i] for i in fresh]))
-            results = {i: (maps[n], styles[n]) for n, i in enumerate(fresh)}
+            results = {i: (maps[n].copy(), styles[n].copy()) for n, i in enumerate(fresh)}
         for i, key in enumerate(keys):
             if key is None:
                 continue
             if key in known:
                 results[i] = known[key]
             elif len(self._empty) < _REMEMBERED:
-                self._empty[key] = results[i][0].copy(), results[i][1].copy()
+                self._empty[key] = results[i]
         return [results[i] for i in range(len(batch))]
 
     def forward(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the maps ``(n, 3, y, x)`` and the styles ``(n, s)`` of tiles ``(n, c, y, x)``."""
         n = len(batch)
-        if self.device.type != "cpu" and n < self.batch_size:
+        if n < self.batch_size:
             batch = np.concatenate([batch, np.zeros((self.batch_size - n, *batch.shape[1:]), np.float32)])
         pixels = torch.from_numpy(batch)
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
-        pixels = pixels.to(self.device, self.dtype, non_blocking=True)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), _one_thread(self.device):
-            maps, styles = self.net(pixels)[:2]
+        with torch.inference_mode(), self._turn if self.device.type != "cpu" else _one_thread():
+            # on a GPU this only queues the work: the next thread queues its batch while this one waits for its own
+            pixels = pixels.to(self.device, self.dtype, non_blocking=True)
+            maps, styles = self.net(pixels.contiguous(memory_format=torch.channels_last))[:2]
         maps, styles = maps[:n, -3:].float().contiguous().cpu(), styles[:n].float().cpu()
         return maps.numpy(), styles.numpy()
 
@@ -197,19 +198,16 @@ def _turned(maps: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
     return maps * signs[:, None, None]
 
 
-def _constant(pixels: NDArray[np.float32]) -> bytes | None:
-    """Return the values of a tile that has one in each channel."""
+def _constant(pixels: NDArray[np.float32]) -> tuple[object, ...] | None:
+    """Return what identifies a tile that has one value in each channel."""
     values = pixels[:, 0, 0]
-    return values.tobytes() if (pixels == values[:, None, None]).all() else None
+    return (pixels.shape, *values.tolist()) if (pixels == values[:, None, None]).all() else None
 
 
 @contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """On the CPU a window runs on one thread, and windows side by side: the same result however many there are."""
     global _running, _threads_before
-    if device.type != "cpu":
-        yield
-        return
     with _threads:
         if _running == 0:
             _threads_before = torch.get_num_threads()

@@ -73,8 +73,15 @@ class Description:
     sha256: str
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict into memory, ``module.`` prefixes stripped.
+def read_state(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]:
+    """Read a state dict, ``module.`` prefixes stripped.
+
+    Parameters
+    ----------
+    path
+        Of the weights.
+    mapped
+        Leave the numbers in the file until they are used, which then must not change. Else they are in memory.
 
     Raises
     ------
@@ -83,7 +90,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     InputError
         If it is damaged, or holds anything else than named tensors.
     """
-    return _named(path, _load(path, mapped=False))
+    return _named(path, _load(path, mapped=mapped))
 
 
 def describe(path: Path, *, diameter: float = DIAMETER) -> Description:
