@@ -21,7 +21,7 @@ from spatialdata_segment.core.matching import Rules
 from spatialdata_segment.core.matching import SizeFilter as _SizeRule
 from spatialdata_segment.engine.preprocess import Preprocessing
 from spatialdata_segment.errors import InputError
-from spatialdata_segment.methods.base import Method
+from spatialdata_segment.methods.base import Method, Share
 from spatialdata_segment.methods.cellpose.method import Cellpose
 from spatialdata_segment.methods.expand import ExpandNuclei
 from spatialdata_segment.methods.function import Function
@@ -64,8 +64,6 @@ class SizeFilter(BaseModel):
 ChannelKey = Annotated[int, Field(strict=True, ge=0)] | str
 """Name or 0-based index of a channel of the image."""
 
-Quantile = Annotated[float, Field(ge=0, le=1)]
-
 
 class Workflow(BaseModel):
     """The methods of the two masks, and the rules for their objects.
@@ -95,7 +93,7 @@ class Workflow(BaseModel):
         At least two channels whose maximum is taken for the nuclear or the membrane stain; they go before
         ``segmentation_channel_...``.
     lower_quantile_normalization, upper_quantile_normalization
-        Quantiles, 0 to 1, of each channel of the whole image that become 0 and 1; what lies beyond is clipped.
+        Shares, 0 to 1, of each channel of the whole image that become 0 and 1; what lies beyond is clipped.
         A number for all channels, or a list: the nuclear, then the membrane stain. One of the two is enough:
         the other is the least or the greatest value.
     median_filter_size
@@ -120,8 +118,8 @@ class Workflow(BaseModel):
     segmentation_channel_cytosol: ChannelKey | None = None
     combine_nucleus_channels: tuple[ChannelKey, ...] | None = Field(default=None, min_length=2)
     combine_cytosol_channels: tuple[ChannelKey, ...] | None = Field(default=None, min_length=2)
-    lower_quantile_normalization: Quantile | tuple[Quantile, ...] | None = None
-    upper_quantile_normalization: Quantile | tuple[Quantile, ...] | None = None
+    lower_quantile_normalization: Share | tuple[Share, ...] | None = None
+    upper_quantile_normalization: Share | tuple[Share, ...] | None = None
     median_filter_size: Annotated[int, Field(strict=True, ge=1)] | None = None
     preprocess: tuple[AnyStep, ...] = ()
 

@@ -12,8 +12,9 @@ from skimage.morphology import disk
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.distance import squared_distance, unknown
-from spatialdata_segment.core.flood import UNRESOLVED, flood, peaks, spaced_peaks
+from spatialdata_segment.core.flood import flood, peaks, spaced_peaks
 from spatialdata_segment.core.plan import Window
+from spatialdata_segment.core.unresolved import UNRESOLVED
 
 CLOSED = np.zeros((3, 2), np.int64)
 NOTHING = np.zeros((0, 3), np.int64)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialdata_segment.core.boxes import Box
-from spatialdata_segment.core.flood import UNRESOLVED
 from spatialdata_segment.core.plan import Window
-from spatialdata_segment.core.potential import NEVER, UNIT, complete, grow, ridges
+from spatialdata_segment.core.potential import NEVER, UNIT, grow, ridges
+from spatialdata_segment.core.unresolved import UNRESOLVED, complete
 
 fields = st.builds(
     lambda shape, seed, levels, walls, nuclei: _field(shape, seed, levels, walls, nuclei),

@@ -206,9 +206,10 @@ def test_reasons_are_codes_one_an_object(reasons, message, anchors):
 
 
 def test_codes_stay_and_the_text_is_new():
-    assert [r.value for r in Reason] == list(range(9))
+    assert [r.value for r in Reason] == list(range(10))
     assert Reason.CONTACT.text == "low_contact"
     assert Reason.COVERED.text == "covered"
+    assert Reason.FLOW_ERROR.text == "flow_error"
     assert Reason.KEPT.text == ""
 
 

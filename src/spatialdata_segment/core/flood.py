@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialdata_segment.core.jit import kernel
+from spatialdata_segment.core.unresolved import complete
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-UNRESOLVED = -1
-"""Label of a foreground pixel that may belong to something which the window does not show."""
 
 
 def peaks(
@@ -101,9 +99,7 @@ def flood(
     """
     labels = np.zeros(squared.shape, np.int32)
     _flood(squared, seeds, unknown, unsure, labels)
-    complete = np.ones(len(seeds) + 1, np.bool_)
-    _mark_incomplete(labels, complete)
-    return labels, complete[1:]
+    return labels, complete(labels, len(seeds))
 
 
 @kernel
@@ -403,19 +399,3 @@ def _pop(cost: Any, seed: Any, pixel: Any, n: Any) -> Any:
         i = child
     cost[i], seed[i], pixel[i] = c, s, p
     return n
-
-
-@kernel
-def _mark_incomplete(labels: Any, complete: Any) -> Any:
-    nz, ny, nx = labels.shape
-    for z in range(nz):
-        for y in range(ny):
-            for x in range(nx):
-                if labels[z, y, x] != -1:
-                    continue
-                for dz in range(-1 if z > 0 else 0, 2 if z < nz - 1 else 1):
-                    for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
-                        for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
-                            s = labels[z + dz, y + dy, x + dx]
-                            if s > 0:
-                                complete[s] = False

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spatialdata_segment.core.flood import UNRESOLVED
 from spatialdata_segment.core.heat import flow_errors, object_boxes
 from spatialdata_segment.core.holes import fill_holes
 from spatialdata_segment.core.matching import Reason
 from spatialdata_segment.core.paths import LOST, flow_field, follow, reached, widened
 from spatialdata_segment.core.sinks import GROWTH, SEES, sinks
+from spatialdata_segment.core.unresolved import UNRESOLVED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

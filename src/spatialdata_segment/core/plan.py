@@ -45,6 +45,13 @@ class Window:
         """Axes along which the window ends inside the image."""
         return tuple(a < b for a, b in zip(self.box.stop, self.image.stop, strict=True))
 
+    @cached_property
+    def edge(self) -> NDArray[np.int64]:
+        """Whether the low and the high side of each axis ``(z, y, x)`` are open (1): ``(3, 2)``, 0 for no z."""
+        edge = np.zeros((3, 2), np.int64)
+        edge[3 - self.box.ndim :] = np.column_stack([self.open_low, self.open_high])
+        return edge
+
     @property
     def is_whole(self) -> bool:
         """True where the window is the whole image, and nothing is unseen."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment.core.flood import UNRESOLVED
 from spatialdata_segment.core.jit import kernel
+from spatialdata_segment.core.unresolved import UNRESOLVED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,13 +76,6 @@ def ridges(level: NDArray[np.uint8], owner: NDArray[np.int32], start: NDArray[np
     out = np.full(level.shape, NEVER, np.uint16)
     _ridges(np.ascontiguousarray(level), np.ascontiguousarray(owner), start, out)
     return out
-
-
-def complete(labels: NDArray[np.int32], n: int) -> NDArray[np.bool_]:
-    """Tell, ``(n,)`` bool, which of the objects 1..n touch no pixel that is `UNRESOLVED`."""
-    out = np.ones(n + 1, np.bool_)
-    _mark(labels, out)
-    return out[1:]
 
 
 def _closed(edge: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -218,18 +211,3 @@ def _ridges(level: Any, owner: Any, start: Any, out: Any) -> Any:
                             best[q] = max(now, np.int64(height[q]))
                             below[q] = head[best[q]]
                             head[best[q]] = q
-
-
-@kernel
-def _mark(labels: Any, out: Any) -> Any:
-    nz, ny, nx = labels.shape
-    for z in range(nz):
-        for y in range(ny):
-            for x in range(nx):
-                if labels[z, y, x] != UNRESOLVED:
-                    continue
-                for a in range(max(z - 1, 0), min(z + 2, nz)):
-                    for b in range(max(y - 1, 0), min(y + 2, ny)):
-                        for c in range(max(x - 1, 0), min(x + 2, nx)):
-                            if labels[a, b, c] > 0:
-                                out[labels[a, b, c]] = False

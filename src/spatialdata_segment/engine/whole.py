@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from scipy import ndimage
 
 from spatialdata_segment._channels import pick_channels
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.distance import squared_distance
 from spatialdata_segment.core.shards import as_volume
+from spatialdata_segment.core.smooth import smooth
 from spatialdata_segment.core.statistics import Histogram, Statistic
 from spatialdata_segment.engine.events import Event, emit
 from spatialdata_segment.engine.scratch import write_json
@@ -142,8 +142,7 @@ def _distances(read: Callable[[Box], NDArray[Any]], image: Box, threshold: float
     far = _FAR[box.ndim]
     wide = box.grow((far + 4,) * box.ndim, image)
     pixels = read(wide)
-    precision = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
-    mask = ndimage.gaussian_filter(pixels, 1.0, output=precision, mode="nearest") > threshold
+    mask = smooth(pixels, 1.0) > threshold
     squared = squared_distance(as_volume(mask)).reshape(mask.shape)[box.within(wide)]
     return np.bincount(np.minimum(squared[squared > 0], far**2), minlength=far**2 + 1)
 

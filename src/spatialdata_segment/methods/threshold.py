@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import pi
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.contact import background_contact
 from spatialdata_segment.core.distance import squared_distance, unknown
-from spatialdata_segment.core.flood import UNRESOLVED, flood, peaks, spaced_peaks
+from spatialdata_segment.core.flood import flood, peaks, spaced_peaks
 from spatialdata_segment.core.local import (
     contrast_mask,
     contrast_reach,
@@ -24,8 +24,10 @@ from spatialdata_segment.core.matching import Reason
 from spatialdata_segment.core.median import disk_median
 from spatialdata_segment.core.plan import Window
 from spatialdata_segment.core.shards import as_volume
+from spatialdata_segment.core.smooth import reach, smooth
 from spatialdata_segment.core.statistics import Statistic, quantile_or_end
-from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, View
+from spatialdata_segment.core.unresolved import UNRESOLVED
+from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, Share, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,8 +40,6 @@ _DARK, _BRIGHT = Statistic("dark", value=_CLIP), Statistic("bright", value=_CLIP
 _RADIUS = Statistic("radius", value=_CLIP)
 _LEAST_RADIUS, _USUAL_RADIUS = 4.0, 10.0
 """px; assumed for the least and for the usual halo until the image was measured."""
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ThresholdNuclei(Method):
@@ -221,14 +221,14 @@ class ThresholdNuclei(Method):
 
     def _margin(self, usual: float) -> int:
         """Pixels at an open side where the foreground is not known; ``usual`` stands in for a missing radius."""
-        reach = int(4 * self.sigma + 0.5) + (self.median_filter_size or 0)
+        margin = reach(self.sigma) + (self.median_filter_size or 0)
         if self.threshold is None:
-            reach += contrast_reach(self.object_radius or usual)
+            margin += contrast_reach(self.object_radius or usual)
         elif self.threshold == "local-otsu":
-            reach += otsu_reach(self.otsu_block)
+            margin += otsu_reach(self.otsu_block)
         elif self.median_block is not None:
-            reach += median_reach(self.median_block, self.median_step)
-        return reach + (2 * self.speckle_kernel - 1 if self.speckle_kernel else 0) + self.dilation
+            margin += median_reach(self.median_block, self.median_step)
+        return margin + (2 * self.speckle_kernel - 1 if self.speckle_kernel else 0) + self.dilation
 
     def _radius(self, view: View) -> float:
         return view.statistics.get(_RADIUS, _USUAL_RADIUS) if self.object_radius is None else self.object_radius
@@ -242,7 +242,7 @@ class ThresholdNuclei(Method):
             span = high - low or 1.0
             scaled = np.clip((stain - low) / span, 0, 1) if high > low else stain > low
             stain = scaled.astype(np.float32)
-        mask = self._foreground(_smooth(stain, self.sigma), view, low, span)
+        mask = self._foreground(smooth(stain, self.sigma), view, low, span)
         if self.speckle_kernel is not None:
             eroded = squared_distance(as_volume(mask)) > self.speckle_kernel**2
             mask = (squared_distance(~eroded) <= (self.speckle_kernel - 1) ** 2).reshape(mask.shape)
@@ -279,13 +279,11 @@ class ThresholdNuclei(Method):
         inner = box.within(window.box)
         squared = squared_distance(as_volume(mask[inner]))
         unseen = unknown(squared, window, margin)
-        edge = np.zeros((3, 2), np.int64)
-        edge[3 - mask.ndim :] = np.column_stack([window.open_low, window.open_high])
         distance = max(2, round(0.7 * radius)) if self.min_distance is None else self.min_distance
         if self.peak_footprint is None:
-            found, unsure = peaks(squared, unseen, edge, distance)
+            found, unsure = peaks(squared, unseen, window.edge, distance)
         else:
-            found, unsure = spaced_peaks(squared, unseen, edge, self.peak_footprint, distance)
+            found, unsure = spaced_peaks(squared, unseen, window.edge, self.peak_footprint, distance)
         if self.dilation:
             mask = (squared_distance(as_volume(~mask)) <= self.dilation**2).reshape(mask.shape)
             squared = squared_distance(as_volume(mask[inner]))
@@ -313,13 +311,3 @@ def _planes(image: NDArray[Any], window: Window, mask: Callable[..., NDArray[np.
         return mask(image, window)
     flat = Window(*(Box(b.start[1:], b.stop[1:]) for b in (window.box, window.core, window.image)))
     return np.stack([mask(plane, flat) for plane in image])
-
-
-def _smooth(image: NDArray[Any], sigma: float) -> NDArray[Any]:
-    precision = np.float32 if image.dtype.itemsize <= 2 or image.dtype == np.float32 else np.float64
-    if sigma == 0:
-        return image.astype(precision)
-    from scipy.ndimage import gaussian_filter
-
-    smooth: NDArray[Any] = gaussian_filter(image, sigma, output=precision, mode="nearest", truncate=4.0)
-    return smooth

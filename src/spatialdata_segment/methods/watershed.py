@@ -10,11 +10,12 @@ from pydantic import Field, model_validator
 
 from spatialdata_segment.core.distance import squared_distance
 from spatialdata_segment.core.expand import expand
-from spatialdata_segment.core.flood import UNRESOLVED
-from spatialdata_segment.core.potential import UNIT, complete, grow, ridges
+from spatialdata_segment.core.potential import UNIT, grow, ridges
 from spatialdata_segment.core.shards import as_volume
+from spatialdata_segment.core.smooth import reach, smooth
 from spatialdata_segment.core.statistics import Statistic, quantile_or_end
-from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, View, pixels, whole
+from spatialdata_segment.core.unresolved import UNRESOLVED, complete
+from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, Share, View, pixels, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,6 @@ _TOP = np.iinfo(np.uint16).max
 _HAZE = 0.05
 """Share of the stain's range that is added on both sides of a contrast: darkness has no contrast of its own."""
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Radius = Annotated[int, Field(strict=True, ge=0)]
 
 
@@ -163,7 +163,7 @@ class SeededWatershed(Method):
     @property
     def _reach(self) -> int:
         """Pixels beyond which nothing acts on what is known of a pixel, but for the flood; at least 1."""
-        return max(int(4 * self.sigma + 0.5) + self.contrast_radius + self.erosion + self.dilation, 1)
+        return max(reach(self.sigma) + self.contrast_radius + self.erosion + self.dilation, 1)
 
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Return the reach of the filters, and one pixel that can be known at all."""
@@ -179,7 +179,7 @@ class SeededWatershed(Method):
     def predict(self, image: NDArray[Any], view: View) -> NDArray[np.uint16]:
         """Return the scaled stain and its contrast, both 0 to 65535."""
         low, high = (view.statistics[s] for s in self._range)
-        stain = _scaled(_smooth(image[0], self.sigma), low, high)
+        stain = _scaled(smooth(image[0], self.sigma), low, high)
         return np.stack([stain, _contrast(stain, self.contrast_radius) if self.contrast_radius else stain])
 
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
@@ -194,14 +194,14 @@ class SeededWatershed(Method):
         unsure = ~(near | behind) & (seeds == 0)
         slowness = self._slowness()[contrast]
         if self.ridge is not None:
-            owner = grow(np.where(behind, np.uint16(0), slowness), _with(seeds, unsure), _edge(window))
+            owner = grow(np.where(behind, np.uint16(0), slowness), _with(seeds, unsure), window.edge)
             behind, unsure = self._behind_ridge(behind, owner, seeds > 0, contrast)
         sources = _with(seeds, unsure)
         if self.background == "stops":
             slowness[behind] = 0
         else:
             sources[behind] = n + 1
-        grown = grow(slowness, sources, _edge(window))
+        grown = grow(slowness, sources, window.edge)
         grown[grown == n + 1] = 0
         labels = np.full(nuclei.shape, UNRESOLVED, np.int32)
         labels[at] = grown
@@ -266,23 +266,6 @@ def _inside(window: Window, margin: tuple[int, ...]) -> tuple[slice, ...]:
 def _with(seeds: NDArray[np.int32], unsure: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Return what grows: the seeds, and what the window does not show."""
     return np.where(unsure, np.int32(UNRESOLVED), seeds)
-
-
-def _edge(window: Window) -> NDArray[np.int64]:
-    edge = np.zeros((3, 2), np.int64)
-    edge[3 - window.box.ndim :] = np.column_stack([window.open_low, window.open_high])
-    return edge
-
-
-def _smooth(image: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """Smooth in a precision that does not depend on the window."""
-    if sigma == 0:
-        return image
-    from scipy.ndimage import gaussian_filter
-
-    precision = np.float32 if image.dtype.itemsize <= 2 else np.float64
-    smooth: NDArray[Any] = gaussian_filter(image, sigma, output=precision, mode="nearest", truncate=4.0)
-    return smooth
 
 
 def _scaled(image: NDArray[Any], low: float, high: float) -> NDArray[np.uint16]:

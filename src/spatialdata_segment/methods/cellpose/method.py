@@ -362,7 +362,7 @@ class Cellpose(Method):
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
         """Follow the flows."""
         window, grid, box = view.window, self._grid(view.image.shape), self._map_box(view)
-        edge = np.column_stack([window.open_low, window.open_high]).astype(np.int64)
+        edge = window.edge[1:]
         if self.resample or grid.is_same:
             found = decode_flows(maps, edge, self._rules(view.image), follow=self._follow(view.device))
             return Decoded(found.labels, found.sinks, found.complete, found.reasons)
