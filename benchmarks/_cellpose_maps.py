@@ -28,6 +28,9 @@ AGREE = 0.98
 PIECE = 777, 1033
 """Of a mosaic, besides images of every shape."""
 LISTED = 5
+FEW = 3
+"""Shapes, the most frequent, of which maps that are not resampled are compared too, and maps of random weights."""
+RANDOM = "random weights"
 
 
 class Case(NamedTuple):
@@ -66,12 +69,14 @@ def parity(args: argparse.Namespace, goals: Goals, folder: Path) -> None:
         return
     examples = [read_example(args.data, row) for row in one_of_each_shape(manifest(args.data))]
     piece = cropped_mosaic(args.data, args.size or PIECE)[0]
-    rows = [["greatest difference / standard deviation", "factor", "flow y", "flow x", "probability", "greatest"]]
     for model in (*all_models(args), random_model(folder)):
+        rows = [["greatest difference / standard deviation", "factor", "flow y", "flow x", "probability", "greatest"]]
         rows += tile(exact, model, examples[0].image, goals)
-        cases = [Case(shape(e.image), e.image, model.diam_mean / e.diameter) for e in examples]
-        cases += [Case("256 x 256, as it is", examples[0].image, 1.0), Case(f"mosaic {shape(piece)}", piece, 0.7)]
-        for resample in (True, False):
+        few = [Case(shape(e.image), e.image, model.diam_mean / e.diameter) for e in examples[:FEW]]
+        more = [Case(shape(e.image), e.image, model.diam_mean / e.diameter) for e in examples[FEW:]]
+        more += [Case("256 x 256, as it is", examples[0].image, 1.0), Case(f"mosaic, {shape(piece)}", piece, 0.7)]
+        trained = model.name != RANDOM
+        for cases, resample in (([*few, *more] if trained else few, True), (few if trained else [], False)):
             factors = [case.rescale for case in cases]
             images = {str(k): case.image for k, case in enumerate(cases)}
             right = exact("maps", images, model=str(model.weights), rescale=factors, resample=resample)
@@ -79,7 +84,8 @@ def parity(args: argparse.Namespace, goals: Goals, folder: Path) -> None:
                 found = dense(model.method(rescale=case.rescale, resample=resample), case.image)
                 name = f"{model.name}, {case.name}{'' if resample else ', not resampled'}"
                 rows.append(line(name, f"{case.rescale:.3f}", right[str(k)], found, goals))
-    show(rows)
+        print()
+        show(rows)
 
 
 def line(name: str, factor: str, right: np.ndarray, found: np.ndarray, goals: Goals) -> list[str]:
@@ -127,7 +133,7 @@ def random_model(folder: Path) -> Model:
             module.running_var.uniform_(0.5, 1.5)
     path = folder / "random"
     torch.save(net.state_dict(), path)
-    return Model("random weights", {"model_path": path}, path, 30.0)
+    return Model(RANDOM, {"model_path": path}, path, 30.0)
 
 
 # --- eval ------------------------------------------------------------------------------------------------------------

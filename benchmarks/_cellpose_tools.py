@@ -65,7 +65,9 @@ def show(rows: Sequence[Sequence[str]]) -> None:
     """Print a table: its first row is the heading, its first column what the row is."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     for row in rows:
-        cells = (f"{cell:{'<' if k == 0 else '>'}{width}}" for k, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            f"{cell:{'<' if k == 0 else '>'}{width}}" for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         print(f"  {'   '.join(cells)}".rstrip(), flush=True)
 
 
@@ -194,7 +196,7 @@ def given_model(args: argparse.Namespace) -> Model | None:
     try:
         weights = ensure_model(args.model).weights
     except MissingError as error:
-        print(f"  model {args.model!r} is not there, and skipped: {error}")
+        print(f"  skipped: {error}")
         return None
     mean = BUILT_IN[args.model].diam_mean if args.model in BUILT_IN else describe(weights).diam_mean
     return Model(args.model, {"model": args.model}, weights, mean)

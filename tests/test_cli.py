@@ -92,6 +92,27 @@ def test_an_image_file_is_segmented_like_the_tissue_it_holds(tmp_path, capsys):
     np.testing.assert_array_equal(found["segmentation_cell_labels"].values, expected["segmentation_cell_labels"].values)
 
 
+def test_a_workflow_by_name(tmp_path, capsys):
+    args = ["demo", "--size", str(SIZE), "--output", str(tmp_path / "out"), "--quiet"]
+    assert main([*args, "--workflow", "dapi"]) == 0
+    out = capsys.readouterr().out
+    assert "nucleus against the truth" in out
+    assert "cell" not in out
+    assert "segmentation_cell_labels" not in sd.read_zarr(tmp_path / "out" / STORE)
+    assert (tmp_path / "out" / OVERLAY).is_file()
+
+
+def test_a_network_by_name(tmp_path, capsys):
+    pytest.importorskip("torch")
+    from spatialdata_segment.testing import match_scores
+
+    args = ["demo", "--size", str(SIZE), "--output", str(tmp_path / "out"), "--quiet"]
+    assert main([*args, "--workflow", "nuclei-small"]) == 0
+    assert "nucleus against the truth" in capsys.readouterr().out
+    found = sd.read_zarr(tmp_path / "out" / STORE)["segmentation_nucleus_labels"].data
+    assert match_scores(demo_tissue(SIZE).nuclei(), found, (0.5,)).f1[0] > 0.8
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "expected"),
     [
@@ -125,13 +146,18 @@ def test_errors_are_one_line(tmp_path, capsys):
         ("--image", str(tmp_path / "text.tif")): "cannot be read",
         ("--image", str(tmp_path / "a.png"), "--channel", "1"): "expected 0 to 0",
         ("--size", "8"): "at least 64",
-        ("--shard-size", "0", "--size", str(SIZE), "--overwrite"): "shard_size",
+        ("--workflow", "nuclei-smal"): "unknown workflow 'nuclei-smal' (did you mean 'nuclei-small'?)",
+        ("--workflow", "wga"): "takes more than a nuclear stain (seeded-watershed, cell)",
+        ("--workflow", "cytosol_only_cellpose"): "takes more than a nuclear stain (cellpose, cell)",
+        ("--shard-size", "0", "--size", str(SIZE)): "shard_size",
+        ("--channel", "2", "--size", str(SIZE)): "expected 0 to 1",
     }
     for args, message in cases.items():
         assert main(["demo", "--quiet", "--output", str(output), *args]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+        assert not output.exists()
     assert main(["demo", "--output", str(tmp_path / "a.png"), "--size", str(SIZE)]) == 2
     assert "is a file" in capsys.readouterr().err
 
@@ -224,5 +250,5 @@ def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["demo", "--help"])
     out = capsys.readouterr().out
-    for option in ("--size", "--image", "--output", "--shard-size", "--n-jobs", "--quiet", "--overwrite"):
+    for option in ("--size", "--image", "--workflow", "--output", "--shard-size", "--n-jobs", "--quiet", "--overwrite"):
         assert option in out

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from spatialdata_segment.config import SizeFilter, Workflow
+from spatialdata_segment.config import SizeFilter, Workflow, as_workflow
 from spatialdata_segment.errors import ExistsError, InputError, MissingError
 from spatialdata_segment.methods.expand import ExpandNuclei
 from spatialdata_segment.methods.threshold import ThresholdNuclei
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -85,6 +86,7 @@ def demo(
     size: int = 4096,
     image: Path | None = None,
     channel: int = 0,
+    workflow: str | None = None,
     shard_size: int | None = None,
     n_jobs: int | None = None,
     overwrite: bool = False,
@@ -103,39 +105,46 @@ def demo(
         A file to read in place of it, see `read_picture`.
     channel
         Its channel that shows the nuclei.
+    workflow
+        Name of one that needs no other stain; None: `demo_workflow`.
     shard_size, n_jobs, progress
         As in `segment`.
 
     Raises
     ------
     InputError
-        For an image that cannot be read, a channel that it lacks, a size below 64 px.
+        For an image that cannot be read, a channel that it lacks, a size below 64 px, a workflow that is not there
+        or needs more than a nuclear stain; all that `segment` can know beforehand.
     ExistsError
         If the folder exists.
     """
+    from spatialdata_segment._preview import plan
     from spatialdata_segment._segment import segment
 
+    flow = demo_workflow() if workflow is None else nuclear_workflow(workflow)
     tissue = None if image is not None else demo_tissue(size)
     picture = None if image is None else read_picture(image)
     if picture is not None and not 0 <= channel < len(picture):
         raise MissingError(f"channel {channel} is not in {image}: expected 0 to {len(picture) - 1}")
-    _prepare(output, overwrite)
+    _check_free(output, overwrite)
+    lazy = _lazy(tissue, picture)
+    plan(lazy, "image", flow, channels=[channel], shard_size=shard_size, n_jobs=n_jobs)  # raises before a file is made
+    _prepare(output)
     started = time.perf_counter()
-    sdata = _written(output / STORE, tissue, picture)
+    sdata = _written(output / STORE, lazy)
     made = time.perf_counter()
-    segment(
-        sdata, "image", demo_workflow(), channels=[channel], shard_size=shard_size, n_jobs=n_jobs, progress=progress
-    )
+    segment(sdata, "image", flow, channels=[channel], shard_size=shard_size, n_jobs=n_jobs, progress=progress)
     segmented = time.perf_counter()
     peak = peak_memory()
-    scores = {} if tissue is None else _scores(sdata, tissue)
+    masks = {mask: sdata[f"segmentation_{mask}_labels"].data for mask in flow.methods()}
+    scores = {} if tissue is None else _scores(masks, tissue)
     scored = time.perf_counter()
-    _draw(output, sdata)
+    _draw(output, sdata["image"].data, masks)
     candidates = sdata["segmentation_candidates"].obs
     dropped = candidates.loc[~candidates["is_kept"], "drop_reason"].value_counts()
     return DemoResult(
         shape=tuple(sdata["image"].shape),
-        counts={m: (len(rows), int(rows["is_kept"].sum())) for m, rows in _by_mask(candidates)},
+        counts={m: _counts(candidates[candidates["kind"] == m]) for m in masks},
         dropped={str(reason): int(count) for reason, count in dropped.items() if count},
         seconds={"make": made - started, "segment": segmented - made, "score": scored - segmented},
         peak_memory=peak,
@@ -145,13 +154,31 @@ def demo(
 
 
 def demo_workflow() -> Workflow:
-    """Return the workflow of the demo: nuclei by Otsu's threshold, specks dropped, cells grown around them."""
+    """Return the workflow of the demo: nuclei by local contrast, specks dropped, cells grown around them."""
     return Workflow(
         nucleus=ThresholdNuclei(sigma=1.5, min_distance=9),
         cell=ExpandNuclei(distance=10),
         filter_masks_size=True,
         nucleus_size=SizeFilter(min_size=60),
     )
+
+
+def nuclear_workflow(name: str) -> Workflow:
+    """Return a workflow by name, if a nuclear stain is enough for it.
+
+    Raises
+    ------
+    InputError
+        If it needs others as well; `MissingError` if there is none of that name.
+    """
+    workflow = as_workflow(name)
+    for mask, method in workflow.methods().items():
+        if method.channels is None and max(method.roles(mask) or (0,)) > 0:
+            raise InputError(
+                f"workflow {name!r} takes more than a nuclear stain ({method.name}, {mask}), and the demo gives it no "
+                "other: expected one such as 'dapi' or 'nuclei-small'"
+            )
+    return workflow
 
 
 def demo_tissue(size: int, seed: int = 1) -> Tissue:
@@ -207,49 +234,57 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _prepare(output: Path, overwrite: bool) -> None:
-    """Make the folder, and remove an earlier demo from it."""
+def _check_free(output: Path, overwrite: bool) -> None:
+    """Raise where the folder may not be written."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file: expected a folder, or a name that is free")
     if output.exists() and not overwrite:
         raise ExistsError(f"folder {output} exists: pass --overwrite, or another --output")
+
+
+def _prepare(output: Path) -> None:
+    """Make the folder, and remove an earlier demo from it."""
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / STORE, ignore_errors=True)
     (output / OVERLAY).unlink(missing_ok=True)
 
 
-def _written(path: Path, tissue: Tissue | None, picture: NDArray[Any] | None) -> SpatialData:
-    """Write the image chunk by chunk, and return the object that reads from the disk."""
+def _lazy(tissue: Tissue | None, picture: NDArray[Any] | None) -> SpatialData:
+    """Return the image, of which no pixel is made yet."""
     import dask.array as da
     import spatialdata as sd
     from spatialdata.models import Image2DModel
 
     if tissue is not None:
-        sdata = tissue.to_spatialdata(chunks=_CHUNK)
-    else:
-        lazy = da.from_array(picture, chunks=(1, _CHUNK, _CHUNK))
-        sdata = sd.SpatialData(images={"image": Image2DModel.parse(lazy, dims=("c", "y", "x"))})
+        return tissue.to_spatialdata(chunks=_CHUNK)
+    pixels = da.from_array(picture, chunks=(1, _CHUNK, _CHUNK))
+    return sd.SpatialData(images={"image": Image2DModel.parse(pixels, dims=("c", "y", "x"))})
+
+
+def _written(path: Path, sdata: SpatialData) -> SpatialData:
+    """Write the image chunk by chunk, and return the object that reads from the disk."""
+    import spatialdata as sd
+
     sdata.write(path)
     return sd.read_zarr(path)
 
 
-def _by_mask(candidates: Any) -> list[tuple[str, Any]]:
-    return [(mask, candidates[candidates["kind"] == mask]) for mask in ("nucleus", "cell")]
-
-
-def _scores(sdata: SpatialData, tissue: Tissue) -> dict[str, Scores]:
+def _scores(masks: dict[str, Any], tissue: Tissue) -> dict[str, Scores]:
     from spatialdata_segment.testing import match_scores
 
-    truth = {"nucleus": tissue.nuclei(_CHUNK), "cell": tissue.cells(_CHUNK)}
-    return {m: match_scores(t, sdata[f"segmentation_{m}_labels"].data, (0.5, 0.7)) for m, t in truth.items()}
+    truth = {"nucleus": tissue.nuclei, "cell": tissue.cells}
+    return {mask: match_scores(truth[mask](_CHUNK), found, (0.5, 0.7)) for mask, found in masks.items()}
 
 
-def _draw(output: Path, sdata: SpatialData) -> None:
+def _counts(candidates: pd.DataFrame) -> tuple[int, int]:
+    """Return how many there are, and how many were kept."""
+    return len(candidates), int(candidates["is_kept"].sum())
+
+
+def _draw(output: Path, image: Any, masks: dict[str, Any]) -> None:
     """Draw a crop of the middle, two or more pixels a pixel."""
     from spatialdata_segment.pl import save_overlay
 
-    image = sdata["image"].data
-    masks = {mask: sdata[f"segmentation_{mask}_labels"].data for mask in ("nucleus", "cell")}
     top, left = (max(0, (n - _CROP) // 2) for n in image.shape[1:])
     crop = (slice(top, top + _CROP), slice(left, left + _CROP))
     save_overlay(output / OVERLAY, image, masks, crop=crop, linewidth=1.1)

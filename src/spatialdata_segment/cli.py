@@ -66,6 +66,11 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--size", type=int, default=4096, metavar="PX", help="side of the synthetic image")
     demo.add_argument("--image", type=Path, metavar="FILE", help="a TIFF or PNG to segment instead")
     demo.add_argument("--channel", type=int, default=0, metavar="N", help="channel of FILE that shows the nuclei")
+    demo.add_argument(
+        "--workflow",
+        metavar="NAME",
+        help="a workflow by name that needs a nuclear stain alone, such as nuclei-small (default: the demo's own)",
+    )
     demo.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder to write")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo in DIR")
     demo.add_argument("--shard-size", type=int, metavar="N", help="pixels of a shard (default: 2048 x 2048)")
@@ -101,6 +106,7 @@ def _demo(args: argparse.Namespace) -> None:
         size=args.size,
         image=args.image,
         channel=args.channel,
+        workflow=args.workflow,
         shard_size=args.shard_size,
         n_jobs=args.n_jobs,
         overwrite=args.overwrite,

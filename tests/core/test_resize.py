@@ -47,10 +47,10 @@ def test_nearest_of_opencv(old, new):
     assert nearest(old, new, 0, new).tolist() == OPENCV_NEAREST[old, new]
 
 
-@pytest.mark.parametrize(("new", "at"), [(34, 17), (68, 34), (74, 37), (94, 47)])
-def test_nearest_is_rounded_as_in_opencv(new, at):
-    """Half of 6 pixels: OpenCV multiplies by the inverse of the factor, which is a little less than 3 here."""
-    assert nearest(6, new, at, at + 1).tolist() == [2]
+@pytest.mark.parametrize(("new", "at", "old"), [(34, 17, 2), (68, 34, 2), (74, 37, 2), (94, 47, 3)])
+def test_nearest_is_rounded_as_in_opencv(new, at, old):
+    """In the middle of 6 pixels: OpenCV multiplies by the inverse of the factor, about 3, and a little less for some."""
+    assert nearest(6, new, at, at + 1).tolist() == [old]
 
 
 @settings(deadline=None, max_examples=60)

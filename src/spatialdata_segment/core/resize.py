@@ -42,7 +42,8 @@ def source_range(old: int, new: int, start: int, stop: int) -> tuple[int, int]:
 
 def nearest(old: int, new: int, start: int, stop: int) -> NDArray[np.int64]:
     """Return the old pixel that each of the new ones from ``start`` to ``stop`` takes, without interpolation."""
-    return np.minimum((np.arange(start, stop) * (old / new)).astype(np.int64), old - 1)
+    step = 1 / (new / old)  # rounded twice, as OpenCV has it
+    return np.minimum((np.arange(start, stop) * step).astype(np.int64), old - 1)
 
 
 def resize(image: NDArray[np.float32], origin: tuple[int, ...], rows: Taps, columns: Taps) -> NDArray[np.float32]:

@@ -96,7 +96,7 @@ class Tiling:
 
     def _padding(self, length: int) -> tuple[int, int]:
         if self.full and length < self.tile:
-            lacking = self.tile - length
+            lacking = max(0, self.tile - length - 2 * _MARGIN)
         else:
             lacking = ceil(length / _MULTIPLE) * _MULTIPLE - length
         return _MARGIN + lacking // 2, _MARGIN + lacking - lacking // 2

@@ -125,7 +125,8 @@ class MethodTests:
         """`predict` returns ``(k, [z], y, x)``, finite in the stored precision."""
         for window in _windows(image, (0,) * self.ndim):
             maps = self._maps(image, window)
-            assert maps.shape[1:] == window.box.shape
+            view = View(window, _info(image), _statistics(self.method, image))
+            assert maps.shape[1:] == _adapted(self.method, image).maps_shape(view)
             stored = self.method.stored(maps)
             assert stored.dtype.kind not in "fc" or np.isfinite(stored).all()
 
@@ -264,7 +265,8 @@ class MethodTests:
         pixels = image[: 0 if self.method.default_channels == () else None]
         method = _adapted(self.method, image)
         view = View(window, _info(image), _statistics(self.method, image), model=method.load("cpu"))
-        return np.asarray(method.predict(_locked(pixels[(slice(None), *window.box.slices)].copy()), view))
+        read = window.box.grow(method.reach(_info(image)), window.image)
+        return np.asarray(method.predict(_locked(pixels[(slice(None), *read.slices)].copy()), view))
 
     def _decode(self, image: NDArray[Any], window: Window) -> Decoded:
         """Decode a window alone: the maps in their stored precision, no image."""
@@ -297,7 +299,7 @@ class MethodTests:
 
 
 def _info(image: NDArray[Any]) -> ImageInfo:
-    return ImageInfo(image.shape[1:], image.dtype)
+    return ImageInfo(image.shape[1:], image.dtype, n_channels=len(image))
 
 
 def _whole(image: NDArray[Any]) -> Window:

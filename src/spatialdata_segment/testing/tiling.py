@@ -107,7 +107,7 @@ def tile(
         Trust the shards that lie in ``folder``.
     """
     source = image if isinstance(image, da.Array) else da.from_array(image, chunks=_stored(image.shape))
-    info = ImageInfo(tuple(source.shape[1:]), source.dtype, pixel_size)
+    info = ImageInfo(tuple(source.shape[1:]), source.dtype, pixel_size, source.shape[0])
     job = Job(method, info, plan, {}, source, verify=not resume)
     seeds, before = None, None
     runner = executor or Executor(1)

@@ -31,7 +31,6 @@ _ONE = 1536
 def estimate_diameter(
     method: Cellpose,
     size: SizeModel,
-    diameter: float,
     network: Network,
     read: Callable[[Box], NDArray[Any]],
     image: ImageInfo,
@@ -45,15 +44,13 @@ def estimate_diameter(
         Whose settings are used.
     size
         Estimates a diameter from a style.
-    diameter
-        px, at which the style is taken.
     network
         Of the method.
     read, image, statistics
         See `Method.estimate`.
     """
     boxes = _windows(image.shape)
-    first = method.model_copy(update={"rescale": method.diam_mean / diameter})
+    first = method.model_copy(update={"rescale": 1.0})  # size models tell the size of what the network saw
     style: Any = 0.0
     for box in boxes:
         style = style + first.whole_maps(network, read(box), statistics)[1]

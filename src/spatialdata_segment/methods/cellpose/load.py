@@ -104,10 +104,11 @@ def _fit(path: Path, net: torch.nn.Module, state: Mapping[str, torch.Tensor]) ->
     try:
         missing = net.load_state_dict(state, strict=False, assign=True).missing_keys
     except RuntimeError as error:  # shapes differ
-        raise InputError(f"{path} does not fit its network, {type(net).__name__} of cellpose: {error}") from error
+        said = " ".join(str(error).split())
+        raise InputError(f"{path} does not fit its network, {type(net).__name__} of cellpose: {said}") from error
     if missing:
         raise InputError(
-            f"{path} lacks {len(missing)} tensors of its network, {type(net).__name__} of cellpose, such as "
+            f"{path} lacks {len(missing)} of the tensors of its network, {type(net).__name__} of cellpose, such as "
             f"{missing[0]}: expected the whole state dict, as cellpose saves it"
         )
 

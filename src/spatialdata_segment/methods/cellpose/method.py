@@ -60,9 +60,10 @@ class Cellpose(Method):
         Name of a model: "nuclei-small" (comes with the package), "nuclei", "cyto", "cyto2", "cyto3", "cpsam_v2" ...
         (``spatialdata-segment models list``). It is looked for in Cellpose's own cache folder, and fetched once.
     model_path
-        File of a model of your own, in place of a name.
+        File of a model of your own, in place of a name; where both are given the name wins, with a warning.
     size_model_path
-        File of its size model (``.npy`` of Cellpose, or ``.npz``), which estimates the diameter.
+        File of its size model (``.npy`` of Cellpose, or ``.npz``), which estimates the diameter. None: the file
+        beside the weights whose name ends on ``_size.npy``, if there is one.
     channels
         The stain to segment, then the nuclear stain where the model takes one; up to three for Cellpose 4. None: the
         nuclear stain alone for a nucleus mask or a nuclear model, else the membrane and the nuclear stain.
@@ -149,11 +150,13 @@ class Cellpose(Method):
     def _consistent(self) -> Self:
         if self.model is None and self.model_path is None:
             raise ValueError("no model: give a name, such as Cellpose('cyto3'), or model_path=")
-        if self.model is not None and self.model_path is not None:
-            warnings.warn(
-                f"model={self.model!r} is not used: model_path={str(self.model_path)!r} is given as well",
-                stacklevel=4,
-            )
+        for name in ("model_path", "size_model_path"):
+            if self.model is not None and getattr(self, name) is not None:
+                warnings.warn(
+                    f"{name}={str(getattr(self, name))!r} is not used: model={self.model!r} is given as well, and the "
+                    "name wins; leave one of them out",
+                    stacklevel=4,
+                )
         if self.diameter is not None and self.rescale is not None:
             raise ValueError(f"diameter={self.diameter} and rescale={self.rescale} are both given: give one of them")
         if self.size_model_path is not None and not self._asks_diameter:
@@ -183,6 +186,7 @@ class Cellpose(Method):
                 f"overlap_margin ..., postprocess: {', '.join(known)}"
             )
         tiles = {"tile_size": side, "tile_overlap": min(0.5, max(0.05, margin / side))}
+        model = None if "model_path" in settings else model
         return cls(model, **({"resample": False, "niter": _STEPS} | tiles | post | settings))
 
     @property
@@ -191,20 +195,15 @@ class Cellpose(Method):
 
     def _files(self) -> models.ModelFiles:
         """Return the files of the model, fetched where they are not there."""
-        if self.model_path is not None:
-            size = self.size_model_path or models.size_beside(self.model_path)
-            return models.ModelFiles(self.model_path.name, self.model_path, size)
-        assert self.model is not None
-        files = models.ensure_model(self.model, size=self._asks_diameter and self.size_model_path is None)
-        return (
-            files
-            if self.size_model_path is None
-            else models.ModelFiles(files.name, files.weights, self.size_model_path)
-        )
+        if self.model is not None:
+            return models.ensure_model(self.model, size=self._asks_diameter)
+        assert self.model_path is not None
+        size = self.size_model_path or models.size_beside(self.model_path)
+        return models.ModelFiles(self.model_path.name, self.model_path, size)
 
     @property
     def _built_in(self) -> models.BuiltIn | None:
-        return models.BUILT_IN.get(self.model) if self.model is not None and self.model_path is None else None
+        return None if self.model is None else models.BUILT_IN.get(self.model)
 
     def _description(self) -> Description:
         from spatialdata_segment.methods.cellpose.weights import DIAMETER, describe
@@ -222,7 +221,7 @@ class Cellpose(Method):
 
     def roles(self, mask: str) -> tuple[int, ...]:
         """Return the nuclear stain alone for nuclei, else the membrane and the nuclear stain."""
-        nuclear = self.model_path is None and self.model is not None and self.model.startswith("nuclei")
+        nuclear = self.model is not None and self.model.startswith("nuclei")
         return (0,) if mask == "nucleus" or nuclear else (1, 0)
 
     def check(self, image: ImageInfo) -> None:
@@ -402,7 +401,7 @@ class Cellpose(Method):
             logger.info("%s has no size model: diameter %.1f px, that of its training", files.name, said.diam_labels)
             return said.diam_labels
         size, network = read_size_model(files.size), cast("Network", model)
-        return estimate_diameter(self, size, said.diam_labels, network, read, image, statistics)
+        return estimate_diameter(self, size, network, read, image, statistics)
 
     def whole_maps(
         self, network: Network, pixels: NDArray[Any], statistics: Mapping[Statistic, float]
