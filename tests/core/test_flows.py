@@ -17,7 +17,6 @@ from spatialdata_segment.core.unresolved import UNRESOLVED
 from spatialdata_segment.testing import Tissue, match_scores
 
 CLOSED = np.zeros((2, 2), np.int64)
-UNRESOLVED = -1
 KINDS = "cells", "cells", "rings", "noise", "whirls"
 
 

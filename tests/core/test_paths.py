@@ -191,7 +191,7 @@ def _unknown(window, pixel, edge):
     shape = np.array(window.shape[:2])
     for dy in (0, 1):
         for dx in (0, 1):
-            at = pixel + (dy, dx)
+            at = pixel + np.array([dy, dx])
             at = np.where((at == shape) & (edge[:, 1] == 0), shape - 1, at)
             seen = ((at >= 0) & (at < shape)).all(axis=1)
             out |= ~seen

@@ -172,8 +172,8 @@ def _histograms(
     image = pick_channels(source, channels).rechunk((len(channels), *plan.chunks), threshold=1 << 40)
     origins = [least or 0.0] * len(channels)
     if image.dtype.itemsize > 2 and least is None:  # what is not counted exactly is counted from its least value
-        parts = list(_over_blocks(_least, image, plan, executor, f"{stage}: range"))
-        origins = np.min(np.concatenate(parts), axis=0).tolist()
+        parts = [part for batch in _over_blocks(_least, image, plan, executor, f"{stage}: range") for part in batch]
+        origins = np.min(parts, axis=0).tolist()
     total: list[Histogram] | None = None
     for batch in _over_blocks(partial(_count, origins=origins), image, plan, executor, stage):
         merged = [reduce(add, column) for column in zip(*batch, strict=True)]
@@ -212,7 +212,7 @@ def _least(block: NDArray[Any]) -> NDArray[np.float64]:
     finite = np.isfinite(values) if values.dtype.kind == "f" else True
     top = np.inf if values.dtype.kind == "f" else np.iinfo(values.dtype).max
     least = np.min(values, axis=1, initial=top, where=finite).astype(np.float64)
-    return np.where(np.isfinite(least), least, 0.0)[None]
+    return np.where(np.isfinite(least), least, 0.0)
 
 
 def _count(block: NDArray[Any], origins: Sequence[float]) -> list[Histogram]:

@@ -19,7 +19,9 @@ def recipes():
 def save_network(recipes, tmp_path_factory):
     """Write the weights of a CPnet into a file and return its path."""
 
-    def save(kind="cells", name="weights", nbase=None, size=None, diameter=17.0, nout=3, seed=0, folder=None, **numbers):
+    def save(
+        kind="cells", name="weights", nbase=None, size=None, diameter=17.0, nout=3, seed=0, folder=None, **numbers
+    ):
         import torch
 
         from spatialdata_segment.methods.cellpose.network import CPnet
