@@ -69,7 +69,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument(
         "--workflow",
         metavar="NAME",
-        help="a workflow by name that needs a nuclear stain alone, such as nuclei-small (default: the demo's own)",
+        help="a workflow that needs a nuclear stain alone, such as nuclei-small; without it, the demo's own",
     )
     demo.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder to write")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo in DIR")
