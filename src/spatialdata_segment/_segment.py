@@ -20,6 +20,7 @@ from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.engine.mask import Mask, run_mask
+from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.preprocess import Measured, measure
 from spatialdata_segment.engine.scratch import Scratch, write_json
 from spatialdata_segment.engine.shard import Job
@@ -214,6 +215,7 @@ def run(
         found[name] = numbers.labelled()
         method = method.adapted(image, numbers.statistics)
         plans[name] = replace(plan, halo=halo_of(method, image, request.overlap_px))
+        check_memory(plans[name], method, len(request.channels[name]), image, executor.n_jobs)
         jobs[name] = Job(
             method,
             image,

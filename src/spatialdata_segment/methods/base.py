@@ -181,8 +181,6 @@ class Method(BaseModel):
         `predict` runs on one of the devices of the run, which several threads may use at once.
     bytes_per_pixel
         Peak working memory a window pixel, for the plan.
-    fixed_bytes
-        Working memory that does not depend on the window (a network and its batch), for the plan.
     seconds_per_megapixel
         Rough time of one core for a million window pixels, for the plan.
     """
@@ -197,7 +195,6 @@ class Method(BaseModel):
     proposes: ClassVar[bool] = False
     map_dtype: ClassVar[str | None] = "float32"
     uses_device: ClassVar[bool] = False
-    fixed_bytes: ClassVar[int] = 0
     bytes_per_pixel: ClassVar[float] = 64.0
     seconds_per_megapixel: ClassVar[float] = 0.2
 
@@ -208,6 +205,11 @@ class Method(BaseModel):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Working memory a window that does not depend on its size (the batch of a network), for the plan."""
+        return 0
 
     def roles(self, mask: str) -> tuple[int, ...] | None:
         """Return which of the workflow's channels it reads for a mask, "nucleus" or "cell"; see `default_channels`."""
@@ -264,7 +266,7 @@ class Method(BaseModel):
         return tuple(max(64, 2 * c) if image.ndim == 2 else max(16, 2 * c) for c in self.context(image))
 
     def load(self, device: str) -> object:
-        """Load what the method needs once a process (a network); handed to `predict` as ``model``."""
+        """Load what the method needs (a network), once a process and device; handed to `predict` as ``model``."""
         return None
 
     def predict(self, image: NDArray[Any], view: View) -> NDArray[Any]:

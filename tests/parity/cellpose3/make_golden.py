@@ -68,7 +68,7 @@ def sampled(length, n=26):
     return np.unique(np.linspace(0, length - 1, n).astype(int))
 
 
-def ellipses(shape=(380, 400), pitch=18, seed=0):
+def ellipses(shape=(380, 400), pitch=18, seed=0, size=60):
     """Return labels of ellipses that touch, some cut by others; all of whole numbers."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(shape, np.int32)
@@ -79,7 +79,7 @@ def ellipses(shape=(380, 400), pitch=18, seed=0):
             a, c = rng.integers(5, 14, 2)
             b = rng.integers(-4, 5)
             y, x = (np.arange(n) - m for n, m in zip(shape, centre, strict=True))
-            inside = a * y[:, None] ** 2 + b * y[:, None] * x + c * x**2 <= 60 * rng.integers(6, 13)
+            inside = a * y[:, None] ** 2 + b * y[:, None] * x + c * x**2 <= size * rng.integers(6, 13)
             k += 1
             labels[inside & ((labels == 0) | (rng.random() < 0.3))] = k
     present = np.unique(labels)
@@ -112,7 +112,7 @@ def flow_maps(labels, seed=0, amount=0.35):
 def spots(seed=0):
     """Return a picture ``(1, y, x)`` uint16 of bright ellipses, unevenly lit."""
     rng = np.random.default_rng(seed)
-    labels = ellipses((270, 300), 17, seed + 1)
+    labels = ellipses((270, 300), 14, seed + 1, 22)
     light = rng.integers(600, 1400, labels.max() + 1)
     light[0] = 0
     picture = 300 + light[labels] + rng.integers(0, 120, labels.shape) + np.arange(300) // 2
@@ -204,6 +204,7 @@ def _make_masks():
 
 
 def _make_rest(model):
+    import torch
     from cellpose import dynamics, metrics, models, transforms
 
     found = {}
@@ -211,7 +212,7 @@ def _make_rest(model):
     flows = dynamics.masks_to_flows_cpu(labels)[0]
     found["heat"] = np.rint(flows[:, ::2] * 32000).astype(np.int16)
     labels = ellipses()
-    found["errors"] = metrics.flow_error(labels, flow_maps(labels)[:2], device=None)[0].astype(np.float32)
+    found["errors"] = metrics.flow_error(labels, flow_maps(labels)[:2], torch.device("cpu"))[0].astype(np.float32)
     for name, given in PERCENTILES.items():
         image = transforms.normalize_img(stains().transpose(1, 2, 0).astype(np.float32), **given)
         found[f"normalized/{name}"] = image.transpose(2, 0, 1)[:, ::3, ::3]

@@ -6,6 +6,7 @@ import logging
 import warnings
 from functools import partial
 from hashlib import sha256
+from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 _DIAMETER = Statistic("diameter")
 _STEPS = 200
+_BYTES = {"cpnet": 60_000_000, "cpsam": 1_000_000_000, "cpdino": 2_000_000_000}
+"""Of a network at work on a tile, on a CPU."""
 _TILE = {"cpnet": 224, "cpsam": 256, "cpdino": 384}
 _USUAL = 30.0
 """px; stands in for a diameter that is not known yet."""
@@ -95,9 +98,9 @@ class Cellpose(Method):
     augment
         Average over mirrored tiles that overlap by half: four times the work.
     batch_size
-        Tiles that run at once. None: 1 on a CPU, 64 on a GPU.
+        Tiles that run at once. None: 1 on a CPU; on a GPU 64, of Cellpose 4 8.
     precision
-        Of the network. None: "float16" on CUDA, else "float32".
+        Of the network. None: on CUDA "float16", of Cellpose 4 "bfloat16", else "float32".
     follow_on
         Where paths are followed: "cpu", or "device", where the network runs too. The result is the same.
 
@@ -113,7 +116,6 @@ class Cellpose(Method):
     map_dtype: ClassVar[str | None] = "float16"
     uses_device: ClassVar[bool] = True
     bytes_per_pixel: ClassVar[float] = 60.0
-    fixed_bytes: ClassVar[int] = 150_000_000
     seconds_per_megapixel: ClassVar[float] = 3.0
 
     model: str | None = None
@@ -161,6 +163,11 @@ class Cellpose(Method):
             raise ValueError(f"diameter={self.diameter} and rescale={self.rescale} are both given: give one of them")
         if self.size_model_path is not None and not self._asks_diameter:
             raise ValueError("size_model_path has no effect where the diameter or rescale is given: leave one out")
+        if self.channels is not None and len(set(self.channels)) < len(self.channels):
+            raise ValueError(
+                f"channels={list(self.channels)} names a channel twice. Names and 0-based indices are expected, the stain "
+                "to segment first; Cellpose's colour codes are none: its [0, 0] (grey, no nuclei) is channels=0 here"
+            )
         if self.invert and self.normalize is False:
             raise ValueError("invert=True needs normalize, so that 1 is bright")
         if self.tile_size is not None and self.tile_size % 16:
@@ -221,7 +228,7 @@ class Cellpose(Method):
 
     def roles(self, mask: str) -> tuple[int, ...]:
         """Return the nuclear stain alone for nuclei, else the membrane and the nuclear stain."""
-        nuclear = self.model is not None and self.model.startswith("nuclei")
+        nuclear = self._built_in is not None and self.model in ("nuclei", "nuclei-small")
         return (0,) if mask == "nucleus" or nuclear else (1, 0)
 
     def check(self, image: ImageInfo) -> None:
@@ -260,11 +267,14 @@ class Cellpose(Method):
         return (*wanted, _DIAMETER) if self._asks_diameter else tuple(wanted)
 
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
-        """Fill in the diameter and the factor of resizing."""
+        """Fill in the diameter, the factor of resizing and the side of the tiles."""
+        known: dict[str, float] = {"tile_size": self._side}
         if self.rescale is not None and self.diameter is None:
-            return self.model_copy(update={"diameter": self.diam_mean / self.rescale})
-        diameter = statistics[_DIAMETER] if self.diameter is None else self.diameter
-        return self.model_copy(update={"diameter": diameter, "rescale": self.diam_mean / diameter})
+            known["diameter"] = self.diam_mean / self.rescale
+        elif self.rescale is None:
+            known["diameter"] = statistics[_DIAMETER] if self.diameter is None else self.diameter
+            known["rescale"] = self.diam_mean / known["diameter"]
+        return self.model_copy(update=known)
 
     @property
     def _factor(self) -> float:
@@ -272,6 +282,15 @@ class Cellpose(Method):
 
     def _grid(self, shape: tuple[int, ...]) -> Resized:
         return Resized((shape[0], shape[1]), self._factor)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Memory of the network at work."""
+        return _BYTES[self._description().generation] * (self.batch_size or 1)
+
+    @property
+    def _side(self) -> int:
+        return self.tile_size or _TILE[self._description().generation]
 
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Return what must be known around a path's end."""
@@ -284,15 +303,17 @@ class Cellpose(Method):
 
     def reach(self, image: ImageInfo) -> tuple[int, ...]:
         """Return the reach of the tiles, and of local normalisation around them."""
-        side = self.tile_size or max(_TILE.values())
         around = self._normalization.reach() if self._normalization is not None else 0
-        return (ceil(side / self._factor) + 2 + around,) * 2
+        return (ceil(self._side / self._factor) + 2 + around,) * 2
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the settings and the content of the files."""
+        """Return the settings, the content of the files and what runs the network."""
         files, said = self._files(), self._description()
         size = None if files.size is None or not self._asks_diameter else sha256(files.size.read_bytes()).hexdigest()
-        return {**super().fingerprint(), "weights_sha256": said.sha256, "size_sha256": size}
+        packages = ("torch",) if said.generation == "cpnet" else ("torch", "cellpose")
+        settings = {k: v for k, v in super().fingerprint().items() if k != "follow_on"}  # which changes nothing
+        versions = {p: version(p) for p in packages}
+        return {**settings, "weights_sha256": said.sha256, "size_sha256": size, "versions": versions}
 
     def load(self, device: str) -> Network:
         """Load the network."""
@@ -333,8 +354,7 @@ class Cellpose(Method):
         run: str = "",
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return the maps of a box to the network, and the sum of styles; ``pixels`` begin at ``origin``."""
-        side = self.tile_size or _TILE[network.generation]
-        tiling = Tiling(grid.seen, side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
+        tiling = Tiling(grid.seen, self._side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
         around = tiled(tiling, box)
         source = grid.source(around)
         at = (origin[0], origin[1])
@@ -397,7 +417,9 @@ class Cellpose(Method):
         from spatialdata_segment.methods.cellpose.weights import read_size_model
 
         files, said = self._files(), self._description()
-        if said.generation != "cpnet" or files.size is None:
+        if said.generation != "cpnet":
+            return self.diam_mean  # Cellpose 4 does not resize
+        if files.size is None:
             logger.info("%s has no size model: diameter %.1f px, that of its training", files.name, said.diam_labels)
             return said.diam_labels
         size, network = read_size_model(files.size), cast("Network", model)

@@ -328,4 +328,6 @@ def overview() -> str:
         rows.append((name, generation, "yes" if there else "no", size, description))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", f"folder: {cache_folder()}", f"licences: generations 1 to 3 {_NC}; 4 {_NC4}"])
+    return "\n".join(
+        [*lines, "", f"folder: {cache_folder()}", f"licences: Cellpose 1 to 3 {_NC}; 4 {_NC4}; nuclei-small {_OWN}"]
+    )
