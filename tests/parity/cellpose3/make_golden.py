@@ -69,7 +69,10 @@ def sampled(length, n=26):
 
 
 def ellipses(shape=(380, 400), pitch=18, seed=0, size=60):
-    """Return labels of ellipses that touch, some cut by others; all of whole numbers."""
+    """Return labels of ellipses that touch, one side cut off each, some cut by others; all of whole numbers.
+
+    What is symmetric has no direction in its middle but that of rounding.
+    """
     rng = np.random.default_rng(seed)
     labels = np.zeros(shape, np.int32)
     k = 0
@@ -80,6 +83,7 @@ def ellipses(shape=(380, 400), pitch=18, seed=0, size=60):
             b = rng.integers(-4, 5)
             y, x = (np.arange(n) - m for n, m in zip(shape, centre, strict=True))
             inside = a * y[:, None] ** 2 + b * y[:, None] * x + c * x**2 <= size * rng.integers(6, 13)
+            inside &= 3 * y[:, None] + 2 * x <= rng.integers(3, 20)
             k += 1
             labels[inside & ((labels == 0) | (rng.random() < 0.3))] = k
     present = np.unique(labels)
@@ -130,13 +134,13 @@ def size_numbers(n=12):
     rng = np.random.default_rng(3)
     styles = rng.normal(0, 1, (6, n))
     styles /= np.sqrt((styles**2).sum(axis=1, keepdims=True))
-    numbers = {"A": rng.normal(0, 1, (1, n)), "smean": rng.normal(0, 0.3, n), "diam_mean": 17.0, "ymean": -0.2}
+    numbers = {"A": rng.normal(0, 1, n), "smean": rng.normal(0, 0.3, n), "diam_mean": 17.0, "ymean": -0.2}
     return numbers, styles
 
 
 def small_size_numbers(n=12):
     """Return the parameters of a size model that guesses some 13 px, whatever the style."""
-    return {"A": np.full((1, n), 0.05), "smean": np.full(n, 0.1), "diam_mean": 17.0, "ymean": np.log(13 / 17.0)}
+    return {"A": np.full(n, 0.05), "smean": np.full(n, 0.1), "diam_mean": 17.0, "ymean": np.log(13 / 17.0)}
 
 
 def _model(net, n_style):

@@ -165,8 +165,8 @@ class Cellpose(Method):
             raise ValueError("size_model_path has no effect where the diameter or rescale is given: leave one out")
         if self.channels is not None and len(set(self.channels)) < len(self.channels):
             raise ValueError(
-                f"channels={list(self.channels)} names a channel twice. Names and 0-based indices are expected, the stain "
-                "to segment first; Cellpose's colour codes are none: its [0, 0] (grey, no nuclei) is channels=0 here"
+                f"channels={list(self.channels)} names a channel twice. Names and 0-based indices are expected, the "
+                "stain to segment first; Cellpose's colour codes are none: its [0, 0] (grey) is channels=0 here"
             )
         if self.invert and self.normalize is False:
             raise ValueError("invert=True needs normalize, so that 1 is bright")
