@@ -83,7 +83,10 @@ def assert_same_masks(expected, found, *, identical=0.97):
 
 @pytest.mark.parametrize("name", RECIPE["MAPS"])
 def test_maps(golden, files, name):
-    """Within 1e-4 of their standard deviation, for the same numbers in, whatever the grid and the tiles."""
+    """Within 1e-4 of their standard deviation, whatever the grid and the tiles.
+
+    Where flows are resized twice, within 2e-4: the weights of OpenCV have the precision of float32 positions.
+    """
     network, shape, given = RECIPE["MAPS"][name]
     given = {{"bsize": "tile_size"}.get(k, k): v for k, v in given.items()}
     method = Cellpose(model_path=files[network], normalize=False, **{"rescale": 1.0, **given})
@@ -93,7 +96,8 @@ def test_maps(golden, files, name):
     expected, full, std = (golden["maps"][f"{name}/{what}"] for what in ("maps", "shape", "std"))
     assert maps.shape == tuple(full)
     found = maps[np.ix_(range(3), *(RECIPE["sampled"](n) for n in full[1:]))]
-    assert (np.abs(found - expected).max(axis=(1, 2)) < 1e-4 * std).all()
+    bound = 2e-4 if name == "augmented, shrunk" else 1e-4
+    assert (np.abs(found - expected).max(axis=(1, 2)) < bound * std).all()
 
 
 @pytest.mark.parametrize("name", ["one tile", "tiles, deep", "shrunk", "augmented", "other tiles"])
@@ -111,14 +115,9 @@ def test_style(golden, files, name):
 def test_masks_of_maps(golden, name):
     """Paths are rounded to 1/4096 px here, and float32 there."""
     maps = RECIPE["flow_maps"](RECIPE["ellipses"]())
-    given = dict(RECIPE["MASKS"][name])
-    rules = {
-        "steps": given.pop("niter", 200),
-        "min_size": 15,
-        "max_size": given.pop("max_size_fraction", 0.4) * maps[0].size,
-        **given,
-    }
-    found = decode_flows(maps, CLOSED, FlowRules(**rules))
+    given = {"min_size": 15, **RECIPE["MASKS"][name]}
+    steps, share = given.pop("niter", 200), given.pop("max_size_fraction", 0.4)
+    found = decode_flows(maps, CLOSED, FlowRules(steps=steps, max_size=share * maps[0].size, **given))
     assert_same_masks(golden["masks"][f"decoded/{name}"], masks_of(found))
 
 
@@ -130,14 +129,14 @@ def test_masks_of_an_image(golden, files, name):
     image = np.uint16(5000) - image if given.get("invert") else image
     method, view = prepared(Cellpose(model_path=files["cells"], **given), image)
     found = method.decode(method.stored(method.predict(image, view)), view)
-    assert_same_masks(golden["masks"][f"whole/{name}"], masks_of(found), identical=0.8)
+    assert_same_masks(golden["masks"][f"whole/{name}"], masks_of(found))
 
 
 def test_flows_of_labels(golden):
     flows = label_flows(RECIPE["ellipses"]((120, 130), 18, 4))
     expected = golden["rest"]["heat"] / 32000
     wrong = np.abs(flows[:, ::2] - expected).max(axis=0) > 1e-4
-    assert wrong.mean() < 1e-3  # where both gradients are 0, rounding makes a direction
+    assert wrong.mean() < 2e-3  # where both gradients are 0, rounding makes a direction
 
 
 def test_errors_of_flows(golden):

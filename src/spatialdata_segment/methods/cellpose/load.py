@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.methods.cellpose.weights import Description
 
 _BATCH = {"cpnet": 64, "cpsam": 8, "cpdino": 8}
-"""Tiles at once on a GPU: attention over a tile's 1,024 patches takes some 200 MB in 16 bits."""
+"""Tiles at once on a GPU. A vision transformer takes 270 MB a tile in float32."""
 _VITS = {1024: "vitl", 768: "vitb"}
 _INSTALL = "pip install 'spatialdata-segment[cellpose4]'"
 _DINOV3 = "pip install git+https://github.com/facebookresearch/dinov3"
@@ -70,8 +70,8 @@ def load_network(
 def usual_precision(generation: str, kind: str) -> str:
     """Return the precision that is taken on a kind of device where none is given.
 
-    Vision transformers were trained in bfloat16, which Cellpose 4 takes everywhere: their activations may be beyond
-    the range of float16. On the CPU it saves no time.
+    Cellpose 4 takes bfloat16 everywhere: float16 has a range that activations of a vision transformer may leave. On the
+    CPU either saves no time.
     """
     if kind != "cuda":
         return "float32"
@@ -148,8 +148,7 @@ def _why(error: Exception) -> str:
     if "torchvision" in str(error) and lacks is None:
         return (
             f"torchvision {_version('torchvision')} does not work with torch {_version('torch')} ({error}): install "
-            "both from one place, without a GPU: pip install --force-reinstall torch torchvision --index-url "
-            "https://download.pytorch.org/whl/cpu"
+            "both from one place, as pytorch.org/get-started says it for your machine"
         )
     return f"It cannot be imported ({error}): {_INSTALL}"
 

@@ -28,9 +28,9 @@ GUI_LIST = "gui_models.txt"
 """The file of the cache folder in which Cellpose lists the models that a user added."""
 
 _SHIPPED = Path(__file__).parent
-_FREE = "https://pypi.org/project/cellpose/3.1.1.3/"
+_FREE = "https://github.com/MouseLand/cellpose"
 _NC = f"trained in part on CC-BY-NC data, see {_FREE}"
-_NC4 = "trained on CC-BY-NC data, see https://pypi.org/project/cellpose/4.2.0/"
+_NC4 = "trained on CC-BY-NC data, see https://github.com/MouseLand/cellpose"
 _DINO = f"{_NC4}; DINOv3 License, see https://github.com/facebookresearch/dinov3"
 _OWN = "as this package"
 _TRANSFORMERS = "transformer_cp3", "neurips_cellpose_transformer"
