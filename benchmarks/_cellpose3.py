@@ -6,7 +6,8 @@
 
 flows    ``labels`` (y, x) int32 -> ``flows`` (2, y, x), unit vectors, by its CPU code
 maps     images ``0`` ... (y, x), settings ``model``, ``rescale`` (one an image), ``resample`` -> ``0`` ...
-         (3, y, x) float32: flows and cell probability as `CellposeModel.eval` has them
+         (3, y, x) float32: flows and cell probability as `CellposeModel.eval` has them; ``limits`` (n, 2): the
+         percentiles that became 0 and 1, by its numpy
 forward  ``tiles`` (n, 2, y, x) float32, already normalised -> ``maps`` (n, 3, y, x), ``styles`` (n, s)
 masks    ``maps`` (3, y, x), settings ``niter``, ``flow_threshold``, ``min_size`` -> ``labels`` by
          `dynamics.compute_masks` on the CPU
@@ -68,7 +69,8 @@ def maps(given: Arrays, model: str, rescale: list[float], resample: bool) -> Arr
             given[str(k)], channels=[0, 0], rescale=factor, resample=resample, compute_masks=False
         )
         found[str(k)] = np.concatenate([flow, probability[None]])
-    return found
+    images = (given[str(k)].astype(np.float32) for k in range(len(rescale)))
+    return {**found, "limits": np.array([np.percentile(image, (1, 99)) for image in images], np.float64)}
 
 
 def forward(given: Arrays, model: str) -> Arrays:

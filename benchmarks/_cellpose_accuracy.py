@@ -50,7 +50,7 @@ def accuracy(args: argparse.Namespace, goals: Goals) -> None:
         with ProcessPoolExecutor(args.threads, mp_context=get_context("spawn")) as pool:
             results = list(pool.map(run, rows))
         also = ", which it was trained on as well" if model.name == SHARED else ""
-        print(f"\n  {model.name}: {len(results)} images held out{also}; F1 at IoU {LEVELS}, mean over images")
+        print(f"\n  {model.name}: {len(results)} images held out{also}; mean over images")
         summarise(model, results, goals)
         if model.name != SHARED:
             worst(results)
@@ -76,7 +76,8 @@ def summarise(model: Model, results: list[Result], goals: Goals) -> None:
     for result in results:
         groups.setdefault(result.size, []).append(result)
     ordered = sorted(groups, key=lambda size: -len(groups[size]))
-    rows = [["", "images", "nuclei", "diameter=None", "", "true mean diameter", "", "|log(estimate / true)|, median"]]
+    heads = [f"{which}, F1 at {level}" for which in ("estimated", "true") for level in LEVELS]
+    rows = [["diameter", "images", "nuclei", *heads, "|log(estimate / true)|, median"]]
     for name, group in [*((size, groups[size]) for size in ordered), ("all", results)]:
         f1 = [[mean_f1(group, which, level) for level in range(2)] for which in ("estimated", "given")]
         shown = [f"{value:.4f}" for pair in f1 for value in pair]

@@ -28,6 +28,7 @@ AGREE = 0.98
 PIECE = 777, 1033
 """Of a mosaic, besides images of every shape."""
 LISTED = 5
+COLUMNS = "flow y", "flow x", "probability", "greatest", "with their percentiles"
 FEW = 3
 """Shapes, the most frequent, of which maps that are not resampled are compared too, and maps of random weights."""
 RANDOM = "random weights"
@@ -41,10 +42,15 @@ class Case(NamedTuple):
     rescale: float
 
 
-def dense(method: Cellpose, image: np.ndarray) -> np.ndarray:
-    """Return the maps of a whole image ``(y, x)``, in float32, before they are stored."""
+def dense(method: Cellpose, image: np.ndarray, limits: np.ndarray | None = None) -> np.ndarray:
+    """Return the maps of a whole image ``(y, x)``, in float32, before they are stored.
+
+    ``limits`` are what becomes 0 and 1, in place of percentiles of our own.
+    """
     info = ImageInfo(image.shape, image.dtype)
     found = statistics(method, image[None])
+    if limits is not None:
+        found = dict(zip(found, limits.tolist(), strict=True))
     method = method.adapted(info, found)
     view = View(whole_plan(image.shape).window(0), info, found, model=method.load("cpu"))
     return np.asarray(method.predict(image[None], view))
@@ -70,7 +76,7 @@ def parity(args: argparse.Namespace, goals: Goals, folder: Path) -> None:
     examples = [read_example(args.data, row) for row in one_of_each_shape(manifest(args.data))]
     piece = cropped_mosaic(args.data, args.size or PIECE)[0]
     for model in (*all_models(args), random_model(folder)):
-        rows = [["greatest difference / standard deviation", "factor", "flow y", "flow x", "probability", "greatest"]]
+        rows = [["greatest difference / standard deviation", "factor", *COLUMNS]]
         rows += tile(exact, model, examples[0].image, goals)
         few = [Case(shape(e.image), e.image, model.diam_mean / e.diameter) for e in examples[:FEW]]
         more = [Case(shape(e.image), e.image, model.diam_mean / e.diameter) for e in examples[FEW:]]
@@ -81,9 +87,11 @@ def parity(args: argparse.Namespace, goals: Goals, folder: Path) -> None:
             images = {str(k): case.image for k, case in enumerate(cases)}
             right = exact("maps", images, model=str(model.weights), rescale=factors, resample=resample)
             for k, case in enumerate(cases):
-                found = dense(model.method(rescale=case.rescale, resample=resample), case.image)
+                method, limits = model.method(rescale=case.rescale, resample=resample), right["limits"][k]
                 name = f"{model.name}, {case.name}{'' if resample else ', not resampled'}"
-                rows.append(line(name, f"{case.rescale:.3f}", right[str(k)], found, goals))
+                row = line(name, f"{case.rescale:.3f}", right[str(k)], dense(method, case.image), goals)
+                other = max(difference(right[str(k)], dense(method, case.image, limits)))
+                rows.append([*row[:-1], f"{other:.1e}"])
         print()
         show(rows)
 
@@ -91,7 +99,8 @@ def parity(args: argparse.Namespace, goals: Goals, folder: Path) -> None:
 def line(name: str, factor: str, right: np.ndarray, found: np.ndarray, goals: Goals) -> list[str]:
     """Return a row of the table."""
     off = difference(right, found)
-    return [name, factor, *(f"{n:.1e}" for n in off), goals.most(f"parity, {name}", max(off), CLOSE, form=".1e")]
+    greatest = goals.most(f"parity, {name}", max(off), CLOSE, form=".1e")
+    return [name, factor, *(f"{n:.1e}" for n in off), greatest, ""]
 
 
 def tile(exact: Reference, model: Model, image: np.ndarray, goals: Goals) -> list[list[str]]:
@@ -103,7 +112,7 @@ def tile(exact: Reference, model: Model, image: np.ndarray, goals: Goals) -> lis
     maps, styles = model.method(rescale=1.0).load("cpu").forward(tiles)
     off = float(np.abs(right["styles"] - styles).max() / right["styles"].std())
     name = f"{model.name}, style of a tile"
-    style = [name, "", "", "", "", goals.most(f"parity, {name}", off, CLOSE, form=".1e")]
+    style = [name, "", "", "", "", goals.most(f"parity, {name}", off, CLOSE, form=".1e"), ""]
     return [line(f"{model.name}, a tile, 224 x 224", "", right["maps"][0], maps[0], goals), style]
 
 

@@ -115,13 +115,12 @@ def measure(
     warnings.simplefilter("ignore")
     if diameter is not None:
         settings.pop("size_model_path", None)
-    method = Cellpose(**{**settings, "diameter": diameter, "precision": precision})
+    method = Cellpose(**{**settings, "channels": 0, "diameter": diameter, "precision": precision})
     sdata, before, start = sd.read_zarr(store), peak(), time.perf_counter()
     segment(
         sdata,
         "image",
         method,
-        channels=0,
         shard_size=SHARD_SIZE,
         n_jobs=threads,
         devices=device,

@@ -473,10 +473,11 @@ def test_tiling_invariance(data, name, kind, cells_file, tmp_path_factory):
 
 
 def test_threads_make_no_difference(cellpose, image, tmp_path):
-    plan = make_plan(SHAPE, (90, 100), (20, 20))
+    plan, before = make_plan(SHAPE, (50, 60), (20, 20)), torch.get_num_threads()
     one = tile(image, cellpose(), plan, tmp_path / "one", executor=Executor(1))
     two = tile(image, cellpose(), plan, tmp_path / "two", executor=Executor(3))
     assert one.same_as(two)
+    assert torch.get_num_threads() == before
 
 
 # mistakes
