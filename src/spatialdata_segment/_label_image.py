@@ -90,6 +90,8 @@ def label_image(
     source, before = read_channels(data, at), flow.preprocessing({mask: roles(chosen, mask, len(at))})[mask]
     info = replace(info, dtype=before.dtype(source.dtype), n_channels=len(at))
     chosen.check(info)
+    if lacking := [s.label for s in chosen.statistics(info) if statistics is not None and s not in statistics]:
+        raise InputError(f"statistics lack {', '.join(lacking)}, which {chosen.name} needs: add them, or pass None")
     on = resolve_devices(devices, used=chosen.uses_device)
     found = measure(source, before, chosen, info, plan, Executor(n_jobs), mask, devices=on, known=statistics)
     numbers = found.statistics

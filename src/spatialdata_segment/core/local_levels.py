@@ -104,6 +104,7 @@ class LocalLevels:
                 assert y >= 0
                 assert x >= 0
                 part = image[:, y : y + self.block, x : x + self.block].reshape(len(image), -1)
+                part = part.view(np.uint8) if part.dtype == bool else part
                 out[:, :, j, i] = np.percentile(part, self.percentiles, axis=1)
         return out
 

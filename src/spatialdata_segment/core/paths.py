@@ -22,6 +22,8 @@ NOWHERE, LOST = -1, -2
 LONGEST = 2.0
 """px along an axis: longer steps are cut. Trained networks make steps of 1 px."""
 
+_REST = 1e-30
+"""px: a step that leads nowhere, and yet is not 0, as it is where no path starts."""
 BITS = 12
 """Of a pixel, in which positions are counted."""
 
@@ -100,6 +102,8 @@ def _fill_field(flows: Any, inside: Any, threshold: Any, per_step: Any, field: A
                 for k in range(2):
                     step = np.float32(flows[k, y, x]) / per_step
                     field[y, x, k] = min(longest, max(-longest, step))
+                if field[y, x, 0] == 0 and field[y, x, 1] == 0:  # its path ends where it starts
+                    field[y, x, 0] = np.float32(_REST)
             else:
                 field[y, x, 0] = field[y, x, 1] = np.float32(0)
 

@@ -111,10 +111,6 @@ class Tiling:
         starts = np.linspace(0, padded - side, n).astype(np.int64)
         return AxisTiles(length, starts - before, side, _weights(side, widest))
 
-    def reach(self) -> int:
-        """Return how many pixels beyond a pixel its tiles may reach."""
-        return max(a.side for a in self.axes) - 1
-
 
 def _weights(side: int, widest: int) -> NDArray[np.float64]:
     """Return the middle ``side`` of the weights of a tile of the side ``widest``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from contextlib import contextmanager
@@ -107,7 +108,8 @@ _loading = Lock()
 def load(method: Method, device: str) -> object:
     """Return what the method loads, once a process."""
     kind = type(method)
-    key = (f"{kind.__module__}.{kind.__qualname__}:{method.model_dump_json()}", device)
+    said = json.dumps(method.fingerprint(), sort_keys=True, default=str)  # files may change under the same settings
+    key = (f"{kind.__module__}.{kind.__qualname__}:{said}", device)
     with _loading:
         if key not in _models:
             _models[key] = method.load(device)

@@ -52,7 +52,8 @@ class Resized:
 
     def picked(self, window: Box) -> Box:
         """Return the pixels to the network that those of a window take without interpolation."""
-        return _box([(int(at[0]), int(at[-1]) + 1) for at in self.pick(window)])
+        sides = zip(self.pick(window), self.image, self.seen, window.stop, strict=True)
+        return _box([(int(at[0]), m if b == n else int(at[-1]) + 1) for at, n, m, b in sides])
 
     def pick(self, window: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the row and the column to the network that those of a window take without interpolation."""

@@ -21,7 +21,7 @@ from spatialdata_segment.core.resize import resize
 from spatialdata_segment.core.shards import pick
 from spatialdata_segment.core.statistics import Statistic
 from spatialdata_segment.core.tiles import Tiling
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, View
 from spatialdata_segment.methods.cellpose import models
 from spatialdata_segment.methods.cellpose.diameter import estimate_diameter
@@ -46,6 +46,9 @@ _BYTES = {"cpnet": 60_000_000, "cpsam": 1_000_000_000, "cpdino": 2_000_000_000}
 _TILE = {"cpnet": 224, "cpsam": 256, "cpdino": 384}
 _USUAL = 30.0
 """px; stands in for a diameter that is not known yet."""
+_LARGEST = 20
+"""Factor by which an image is enlarged at most."""
+_MOST_LEVELS = 6
 _TURING = ("pipeline", "postprocess")
 
 
@@ -115,7 +118,6 @@ class Cellpose(Method):
     ndims: ClassVar[frozenset[int]] = frozenset({2})
     map_dtype: ClassVar[str | None] = "float16"
     uses_device: ClassVar[bool] = True
-    bytes_per_pixel: ClassVar[float] = 60.0
     seconds_per_megapixel: ClassVar[float] = 3.0
 
     model: str | None = None
@@ -150,8 +152,10 @@ class Cellpose(Method):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.model is None and self.model_path is None:
+        if not self.model and self.model_path is None:
             raise ValueError("no model: give a name, such as Cellpose('cyto3'), or model_path=")
+        if self.model is not None and (Path(self.model).name != self.model or self.model == ""):
+            raise ValueError(f"model={self.model!r} is no name of a model: to a file, pass model_path=")
         for name in ("model_path", "size_model_path"):
             if self.model is not None and getattr(self, name) is not None:
                 warnings.warn(
@@ -183,6 +187,8 @@ class Cellpose(Method):
         """
         pipeline, post = dict(config.get("pipeline") or {}), dict(config.get("postprocess") or {})
         side, margin = pipeline.pop("infer_size", 1024), pipeline.pop("overlap_margin", 32)
+        if not (is_whole(side) and side >= 64 and side % 16 == 0):
+            raise InputError(f"infer_size={side!r}, expected a multiple of 16 from 64, such as 1024")
         for name in ("n_postprocess_processes", "postprocess_queue_size", "n_merge_tile_processes"):
             pipeline.pop(name, None)
         known = ("niter", "cellprob_threshold", "flow_threshold", "min_size", "resample")
@@ -246,6 +252,16 @@ class Cellpose(Method):
             raise InputError(f"{files.weights} returns {said.nout} maps, expected 3 (two flows, cell probability)")
         if said.generation == "cpsam" and self.tile_size not in (None, _TILE["cpsam"]):
             raise InputError(f"tile_size={self.tile_size}, expected 256: the network of {files.name} takes no other")
+        if self._factor > _LARGEST:
+            raise InputError(
+                f"diameter={self.diameter}, rescale={self.rescale}: the image would be enlarged {self._factor:.0f}"
+                f" fold, expected at most {_LARGEST}: check the diameter, which is in pixels of the scale used"
+            )
+        if said.nbase is not None and len(said.nbase) > _MOST_LEVELS:
+            raise InputError(
+                f"{files.weights} has {len(said.nbase) - 1} levels, expected at most {_MOST_LEVELS - 1}: images are "
+                "padded to multiples of 16 px"
+            )
         if self._asks_diameter and files.size is not None:
             size = read_size_model(files.size)
             if said.nbase is not None:
@@ -278,10 +294,17 @@ class Cellpose(Method):
 
     @property
     def _factor(self) -> float:
-        return 1.0 if self.rescale is None else self.rescale
+        if self.rescale is not None:
+            return self.rescale
+        return 1.0 if self.diameter is None else self.diam_mean / self.diameter
 
     def _grid(self, shape: tuple[int, ...]) -> Resized:
         return Resized((shape[0], shape[1]), self._factor)
+
+    @property
+    def bytes_per_pixel(self) -> float:  # type: ignore[override]
+        """Memory of a window pixel: what is decoded, and what the network sees of it."""
+        return 60.0 + 40.0 * self._factor**2
 
     @property
     def fixed_bytes(self) -> int:
@@ -294,7 +317,9 @@ class Cellpose(Method):
 
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Return what must be known around a path's end."""
-        return (CONTEXT if self.resample else ceil(CONTEXT / self._factor) + 2,) * 2
+        grid = self._grid(image.shape)
+        ratio = 1.0 if self.resample else max(n / m for n, m in zip(grid.image, grid.seen, strict=True))
+        return (ceil(CONTEXT * ratio) + (0 if self.resample else 2),) * 2
 
     def halo(self, image: ImageInfo) -> tuple[int, ...]:
         """Return room for two cells, and the context."""
@@ -304,7 +329,8 @@ class Cellpose(Method):
     def reach(self, image: ImageInfo) -> tuple[int, ...]:
         """Return the reach of the tiles, and of local normalisation around them."""
         around = self._normalization.reach() if self._normalization is not None else 0
-        return (ceil(self._side / self._factor) + 2 + around,) * 2
+        grid = self._grid(image.shape)
+        return tuple(ceil(self._side * n / m) + 2 + around for n, m in zip(grid.image, grid.seen, strict=True))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings, the content of the files and what runs the network."""
@@ -357,6 +383,10 @@ class Cellpose(Method):
         tiling = Tiling(grid.seen, self._side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
         around = tiled(tiling, box)
         source = grid.source(around)
+        assert all(
+            o <= a and b <= o + n
+            for o, n, a, b in zip(origin, pixels.shape[1:], source.start, source.stop, strict=True)
+        )
         at = (origin[0], origin[1])
         if self._normalization is None:
             y, x = (slice(a - o, b - o) for a, b, o in zip(source.start, source.stop, at, strict=True))
@@ -444,14 +474,18 @@ class Cellpose(Method):
 
 
 def _one_each(found: Decoded) -> Decoded:
-    """Join the objects whose sinks lie in one pixel: of a network's finer grid two may."""
+    """Join the objects whose sinks lie in one pixel: of a network's finer grid two may. The largest decides."""
     assert found.anchors is not None
     assert found.complete is not None
     assert found.reasons is not None
-    anchors, first, to = np.unique(found.anchors, axis=0, return_index=True, return_inverse=True)
+    anchors, to = np.unique(found.anchors, axis=0, return_inverse=True)
     if len(anchors) == len(found.anchors):
         return found
+    to = to.reshape(-1)
+    areas = np.bincount(found.labels[found.labels > 0], minlength=len(to) + 1)[1:]
+    order = np.lexsort((np.arange(len(to)), -areas, to))
+    largest = order[np.searchsorted(to[order], np.arange(len(anchors)))]
     complete = np.ones(len(anchors), np.bool_)
-    np.logical_and.at(complete, to.reshape(-1), found.complete)
-    table = np.concatenate([[-1, 0], to.reshape(-1) + 1]).astype(np.int32)
-    return Decoded(pick(found.labels.astype(np.int32), table), anchors, complete, found.reasons[first])
+    np.logical_and.at(complete, to, found.complete)
+    table = np.concatenate([[-1, 0], to + 1]).astype(np.int32)
+    return Decoded(pick(found.labels.astype(np.int32), table), anchors, complete, found.reasons[largest])

@@ -129,11 +129,6 @@ class CPnet(nn.Module):
             x = blocks[k](x, skips[k], style)
         return self.output(x), style
 
-    @property
-    def stride(self) -> int:
-        """Multiple that the sides of the input must be."""
-        return 1 << (len(self.nbase) - 2)
-
 
 def architecture(state: dict[str, Any]) -> dict[str, Any]:
     """Read the arguments of `CPnet` off a state dict; `KeyError` where it is of something else."""

@@ -46,6 +46,8 @@ class Normalization(BaseModel):
     def _consistent(self) -> Self:
         if self.percentile[0] >= self.percentile[1]:
             raise ValueError(f"percentile={self.percentile}: expected the lower one first, such as (1, 99)")
+        if self.lowhigh is not None and not self.lowhigh:
+            raise ValueError("lowhigh=(): expected a pair (low, high), or one a channel")
         for low, high in self.pairs:
             if low >= high:
                 raise ValueError(f"lowhigh={self.lowhigh}: expected the lower value first, such as (0, 255)")
@@ -59,7 +61,7 @@ class Normalization(BaseModel):
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """The values that are given."""
-        if self.lowhigh is None:
+        if not self.lowhigh:
             return ()
         return tuple(self.lowhigh) if isinstance(self.lowhigh[0], tuple) else (self.lowhigh,)
 
@@ -109,11 +111,12 @@ class Normalization(BaseModel):
             levels = np.array(pairs * (len(out) if len(pairs) == 1 else 1), np.float32)
             low, high = levels[:, 0, None, None], levels[:, 1, None, None]
         span = high - low
+        least = 0.0 if self.pairs else FLAT
         out -= low
-        out /= np.where(span > FLAT, span, np.float32(1))
+        out /= np.where(span > least, span, np.float32(1))
         if invert:
             np.subtract(1, out, out=out)
-        out *= span > FLAT
+        out *= span > least
         return out
 
     def _local(self, shape: tuple[int, int]) -> LocalLevels:

@@ -4,6 +4,7 @@
 # mypy: disable-error-code="no-any-return,no-untyped-call"
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +31,9 @@ _REMEMBERED = 64
 
 _threads = Lock()
 _running = 0
-_threads_before = 0
+_usual: int | None = None
+_known = threading.local()
+_MAIN = threading.main_thread()
 
 
 class Tile(NamedTuple):
@@ -206,11 +209,17 @@ def _constant(pixels: NDArray[np.float32]) -> tuple[object, ...] | None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """On the CPU a window runs on one thread, and windows side by side: the same result however many there are."""
-    global _running, _threads_before
+    """On the CPU a window runs on one thread, and windows side by side: the same result however many there are.
+
+    torch keeps the number a thread, and one for threads to come: both are put back.
+    """
+    global _running, _usual
     with _threads:
         if _running == 0:
-            _threads_before = torch.get_num_threads()
+            now = torch.get_num_threads()  # 1 in a thread that came while others ran: of no account
+            if now != 1 or _usual is None or getattr(_known, "thread", threading.current_thread() is _MAIN):
+                _usual = now
+        _known.thread = True
         _running += 1
         torch.set_num_threads(1)
     try:
@@ -218,5 +227,5 @@ def _one_thread() -> Iterator[None]:
     finally:
         with _threads:
             _running -= 1
-            if _running == 0:
-                torch.set_num_threads(_threads_before)
+            assert _usual is not None
+            torch.set_num_threads(_usual)
