@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _DIAMETER = Statistic("diameter")
 _STEPS = 200
-_BYTES = {"cpnet": 60_000_000, "cpsam": 1_000_000_000, "cpdino": 2_000_000_000}
+_BYTES = {"cpnet": 60_000_000, "cpsam": 300_000_000, "cpdino": 600_000_000}
 """Of a network at work on a tile, on a CPU."""
 _TILE = {"cpnet": 224, "cpsam": 256, "cpdino": 384}
 _USUAL = 30.0
@@ -248,6 +248,10 @@ class Cellpose(Method):
                 f"{files.name} takes at most {most} channel{'s' if most > 1 else ''}, and {image.n_channels} are "
                 "given: name them in channels=, the stain to segment first"
             )
+        if said.generation != "cpnet":
+            from spatialdata_segment.methods.cellpose.load import import_vision
+
+            import_vision(files.weights, said.generation)
         if said.nout != 3:
             raise InputError(f"{files.weights} returns {said.nout} maps, expected 3 (two flows, cell probability)")
         if said.generation == "cpsam" and self.tile_size not in (None, _TILE["cpsam"]):
