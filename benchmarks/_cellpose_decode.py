@@ -6,6 +6,7 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import dask.array as da
 import numpy as np
 from _cellpose_tools import cropped_mosaic, median_diameter, reference, shared_model, show
 from scipy.ndimage import gaussian_filter
@@ -108,7 +109,8 @@ def whole(case: Case, threshold: float | None) -> np.ndarray:
 def by_windows(case: Case, method: Given, threshold: float | None, windows: int, threads: int) -> np.ndarray:
     """Decode by windows with a halo, stitched, as the engine does: maps in float16, a window a thread."""
     size = -(-case.maps[0].size // windows)
-    lazy = label_image(case.maps, method.model_copy(update={"flow_threshold": threshold}), shard_size=size)
+    maps = da.from_array(case.maps, chunks=case.maps.shape, name=False)  # a name would be a checksum of it all
+    lazy = label_image(maps, method.model_copy(update={"flow_threshold": threshold}), shard_size=size)
     return np.asarray(lazy.compute(scheduler="threads", num_workers=threads))
 
 

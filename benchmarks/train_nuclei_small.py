@@ -490,7 +490,7 @@ def main() -> int:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
     net = load(path)
     model = fit_size(net, examples, arguments.seed)
-    np.savez(arguments.out / "size_nuclei-small.npz", allow_pickle=False, **model)
+    np.savez(arguments.out / "size_nuclei-small.npz", **model)  # type: ignore[arg-type]
     check_size(net, model, others)
     return 0
 
