@@ -1,7 +1,8 @@
 """Bilinear resizing of a part of an image, with the positions of the whole: the same in every window.
 
 Pixel centres are half a pixel off the grid and positions beyond the outer centres take the outer pixels, as
-OpenCV's ``resize`` has it.
+OpenCV's ``resize`` has it. Positions are rounded to float32, as there for images of several channels, which is what
+Cellpose resizes.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ class Taps(NamedTuple):
 
 def taps(old: int, new: int, start: int, stop: int) -> Taps:
     """Return what the pixels ``start`` to ``stop`` of an axis resized from ``old`` to ``new`` pixels are made of."""
-    at = (np.arange(start, stop) + 0.5) * (old / new) - 0.5
-    at = np.clip(at, 0, old - 1)
+    step = 1 / (new / old)  # rounded twice, as OpenCV has it
+    at = ((np.arange(start, stop) + 0.5) * step - 0.5).astype(np.float32)
+    at = np.clip(at, np.float32(0), np.float32(old - 1))
     first = np.floor(at).astype(np.int64)
-    return Taps(first, np.minimum(first + 1, old - 1), (at - first).astype(np.float32))
+    return Taps(first, np.minimum(first + 1, old - 1), at - first.astype(np.float32))
 
 
 def source_range(old: int, new: int, start: int, stop: int) -> tuple[int, int]:
