@@ -69,8 +69,9 @@ def maps(given: Arrays, model: str, rescale: list[float], resample: bool) -> Arr
             given[str(k)], channels=[0, 0], rescale=factor, resample=resample, compute_masks=False
         )
         found[str(k)] = np.concatenate([flow, probability[None]])
-    images = (given[str(k)].astype(np.float32) for k in range(len(rescale)))
-    return {**found, "limits": np.array([np.percentile(image, (1, 99)) for image in images], np.float64)}
+    images = [given[str(k)].astype(np.float32) for k in range(len(rescale))]
+    limits = [[np.percentile(image, percent) for percent in (1.0, 99.0)] for image in images]  # as it calls it
+    return {**found, "limits": np.array(limits, np.float64)}
 
 
 def forward(given: Arrays, model: str) -> Arrays:

@@ -1,8 +1,8 @@
 """Bilinear resizing of a part of an image, with the positions of the whole: the same in every window.
 
 Pixel centres are half a pixel off the grid and positions beyond the outer centres take the outer pixels, as
-OpenCV's ``resize`` has it. Positions are rounded to float32, as there for images of several channels, which is what
-Cellpose resizes.
+OpenCV's ``resize`` has it. Where positions are ``rounded`` to float32 it is as OpenCV has it for two channels, which is
+what a CPnet sees, else as for one or three.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ class Taps(NamedTuple):
     weight: NDArray[np.float32]
 
 
-def taps(old: int, new: int, start: int, stop: int) -> Taps:
+def taps(old: int, new: int, start: int, stop: int, *, rounded: bool = False) -> Taps:
     """Return what the pixels ``start`` to ``stop`` of an axis resized from ``old`` to ``new`` pixels are made of."""
-    step = 1 / (new / old)  # rounded twice, as OpenCV has it
-    at = ((np.arange(start, stop) + 0.5) * step - 0.5).astype(np.float32)
-    at = np.clip(at, np.float32(0), np.float32(old - 1))
+    at = (np.arange(start, stop) + 0.5) * (old / new) - 0.5
+    at = np.clip(at.astype(np.float32) if rounded else at, 0, old - 1)
     first = np.floor(at).astype(np.int64)
-    return Taps(first, np.minimum(first + 1, old - 1), at - first.astype(np.float32))
+    return Taps(first, np.minimum(first + 1, old - 1), (at - first).astype(np.float32))
 
 
-def source_range(old: int, new: int, start: int, stop: int) -> tuple[int, int]:
+def source_range(old: int, new: int, start: int, stop: int, *, rounded: bool = False) -> tuple[int, int]:
     """Return which old pixels the new ones from ``start`` to ``stop`` are made of."""
     if stop <= start:
         return 0, 0
-    ends = taps(old, new, start, start + 1), taps(old, new, stop - 1, stop)
+    ends = [taps(old, new, at, at + 1, rounded=rounded) for at in (start, stop - 1)]
     return int(ends[0].first[0]), int(ends[1].second[0]) + 1
 
 

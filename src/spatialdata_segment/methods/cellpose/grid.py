@@ -64,12 +64,12 @@ class Resized:
     def source(self, box: Box) -> Box:
         """Return the pixels of the image of which a box to the network is interpolated."""
         sides = zip(self.image, self.seen, box.start, box.stop, strict=True)
-        return _box([(a, b) if n == m else source_range(n, m, a, b) for n, m, a, b in sides])
+        return _box([(a, b) if n == m else source_range(n, m, a, b, rounded=True) for n, m, a, b in sides])
 
     def to_network(self, box: Box) -> tuple[Taps, Taps]:
         """Return what a box to the network is made of."""
         sides = zip(self.image, self.seen, box.start, box.stop, strict=True)
-        rows, columns = (taps(n, m, a, b) for n, m, a, b in sides)
+        rows, columns = (taps(n, m, a, b, rounded=True) for n, m, a, b in sides)
         return rows, columns
 
     def to_image(self, window: Box) -> tuple[Taps, Taps]:
