@@ -98,9 +98,8 @@ def noisy(flows: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def whole(case: Case, threshold: float | None) -> np.ndarray:
     """Decode all of the maps at once, on one core."""
-    rules = FlowRules(
-        flow_threshold=threshold, steps=case.steps, min_size=MIN_SIZE, max_size=0.4 * case.maps[0].size
-    )  # fmt: skip
+    largest = 0.4 * case.maps[0].size
+    rules = FlowRules(flow_threshold=threshold, steps=case.steps, min_size=MIN_SIZE, max_size=largest)
     found = decode_flows(case.maps, np.zeros((2, 2), np.int64), rules)
     kept = np.append(0, np.where(found.reasons == 0, np.arange(1, len(found.reasons) + 1), 0))
     return np.asarray(kept.astype(np.int32)[found.labels])
@@ -114,6 +113,51 @@ def by_windows(case: Case, method: Given, threshold: float | None, windows: int,
     return np.asarray(lazy.compute(scheduler="threads", num_workers=threads))
 
 
+class Timed(NamedTuple):
+    """Labels of the last run, and the seconds of each."""
+
+    title: str
+    labels: np.ndarray
+    seconds: list[float]
+
+
+def in_turn(
+    args: argparse.Namespace,
+    case: Case,
+    method: Given,
+    references: tuple[Reference, Reference],
+    threshold: float | None,
+) -> tuple[Timed, list[Timed], Timed]:
+    """Decode with cellpose 3, then in turn with ours, on one core and by windows, and with cellpose 4."""
+    corner = case._replace(maps=np.ascontiguousarray(case.maps[:, :256, :256]))
+    whole(corner, threshold)  # compiles
+    by_windows(corner, method, threshold, 2, 2)
+    runs: dict[str, Callable[[], Any]] = {
+        "ours, one core": lambda: whole(case, threshold),
+        f"ours, {args.windows} windows, {args.threads} threads": lambda: by_windows(
+            case, method, threshold, args.windows, args.threads
+        ),
+    }
+    exact, timed = references
+    path = exact.put(maps=case.maps)
+    settings = {"niter": case.steps, "flow_threshold": threshold or 0.0, "min_size": MIN_SIZE}
+    right = exact.run("masks", path, **settings)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    labels, other = {}, []
+    for _ in range(args.repeat):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            labels[name] = run()
+            seconds[name].append(time.perf_counter() - start)
+        theirs = timed.run("masks", path, **settings)
+        other.append(float(theirs["seconds"]))
+    return (
+        Timed(f"cellpose {right['version']}", right["labels"], [float(right["seconds"])]),
+        [Timed(name, labels[name], seconds[name]) for name in runs],
+        Timed(f"cellpose {theirs['version']}", theirs["labels"], other),
+    )
+
+
 def compare(
     args: argparse.Namespace,
     goals: Goals,
@@ -123,44 +167,22 @@ def compare(
     checked: bool,
 ) -> None:
     """Print one table: the maps decoded with or without the quality check."""
-    threshold = FLOW_THRESHOLD if checked else None
-    settings = {"niter": case.steps, "flow_threshold": threshold or 0.0, "min_size": MIN_SIZE}
-    corner = case._replace(maps=np.ascontiguousarray(case.maps[:, :256, :256]))
-    whole(corner, threshold)  # compiles
-    by_windows(corner, method, threshold, 2, 2)
-    exact, timed = references
-    path = exact.put(maps=case.maps)
-    right = exact.run("masks", path, **settings)
-    parted = f"ours, {args.windows} windows, {args.threads} threads"
-    seconds: dict[str, list[float]] = {"ours, one core": [], parted: [], "cellpose 4": []}
-    labels: dict[str, np.ndarray] = {}
-    runs: dict[str, Callable[[], Any]] = {
-        "ours, one core": lambda: whole(case, threshold),
-        parted: lambda: by_windows(case, method, threshold, args.windows, args.threads),
-    }
-    for _ in range(args.repeat):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            labels[name] = run()
-            seconds[name].append(time.perf_counter() - start)
-        theirs = timed.run("masks", path, **settings)
-        labels["cellpose 4"] = theirs["labels"]
-        seconds["cellpose 4"].append(float(theirs["seconds"]))
-    print(f"\n  {case.name}, {'with' if checked else 'without'} the quality check")
-    n, version = str(right["labels"].max()), theirs["version"]
-    rows = [["", "objects", "s", f"times {version}", "AP at 0.5", "AP at 0.9", "count off, %"]]
-    rows.append([f"cellpose {right['version']}", n, f"{float(right['seconds']):.2f}", "", "", "", ""])
-    for name, took in seconds.items():
-        scores, own = match_scores(right["labels"], labels[name], LEVELS), name != "cellpose 4"
-        what = f"decode, {case.name}, {'checked' if checked else 'unchecked'}, {name}"
-        ratio = median(seconds["cellpose 4"]) / median(took)
+    right, ours, theirs = in_turn(args, case, method, references, FLOW_THRESHOLD if checked else None)
+    print(f"\n  {case.name}, {'with' if checked else 'without'} the quality check; agreement with {right.title}")
+    rows = [["", "objects", "s", f"times {theirs.title}", "AP at 0.5", "AP at 0.9", "count off, %"]]
+    rows.append([right.title, str(right.labels.max()), f"{right.seconds[0]:.2f}", "", "", "", ""])
+    for run in (*ours, theirs):
+        scores = match_scores(right.labels, run.labels, LEVELS)
+        what = f"decode, {case.name}, {'checked' if checked else 'unchecked'}, {run.title}"
+        ratio = median(theirs.seconds) / median(run.seconds)
         count = 100 * abs(scores.n_found - scores.n_truth) / max(scores.n_truth, 1)
         faster, ap, off = f"{ratio:.1f}", f"{scores.ap[1]:.4f}", f"{count:.2f}"
-        if name == parted:
+        if run is ours[-1]:
             faster = goals.least(f"{what}, times faster", ratio, *FASTER[checked], form=".1f")
-        if own and checked:
+        if run is not theirs and checked:
             ap = goals.least(f"{what}, AP at 0.9", scores.ap[1], AGREE)
             off = goals.most(f"{what}, count", count, COUNT, form=".2f")
-        title = name if own else f"cellpose {version}"
-        rows.append([title, str(scores.n_found), f"{median(took):.3f}", faster, f"{scores.ap[0]:.4f}", ap, off])
+        rows.append(
+            [run.title, str(scores.n_found), f"{median(run.seconds):.3f}", faster, f"{scores.ap[0]:.4f}", ap, off]
+        )
     show(rows)
