@@ -69,3 +69,18 @@ def test_clearance_counts_from_the_open_sides_only(window):
     assert window.clearance(bbox).tolist() == [0, 3, 0]
     whole = Window(window.image, window.image, window.image)
     assert (whole.clearance(bbox) > 10**9).all()
+
+
+@given(st.integers(20, 200), st.integers(20, 200), st.integers(1, 5), st.integers(1, 5), st.integers(0, 30))
+def test_what_a_window_has_to_itself(height, width, rows, columns, halo):
+    plan = Plan.fewest((height, width), -(-height // rows) * -(-width // columns), (halo, halo))
+    held = np.zeros((height, width), int)
+    for k in range(len(plan)):
+        held[plan.window(k).box.slices] += 1
+    for k in range(len(plan)):
+        own = np.zeros(held.shape, bool)
+        own[plan.window(k).own.slices] = True
+        if min(min(c) for c in plan.chunks) >= halo:
+            inside = np.zeros(held.shape, bool)
+            inside[plan.window(k).box.slices] = True
+            np.testing.assert_array_equal(own, inside & (held == 1))

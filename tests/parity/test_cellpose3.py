@@ -83,7 +83,10 @@ def assert_same_masks(expected, found, *, identical=0.97):
 
 @pytest.mark.parametrize("name", RECIPE["MAPS"])
 def test_maps(golden, files, name):
-    """Within 1e-4 of their standard deviation, whatever the grid and the tiles; one case within 1.2e-4."""
+    """Within 1e-4 of their standard deviation, whatever the grid and the tiles.
+
+    One of the original's is itself 1.2e-4 from what the network gives in float64; ours is 1.3e-5 from that.
+    """
     network, shape, given = RECIPE["MAPS"][name]
     given = {{"bsize": "tile_size"}.get(k, k): v for k, v in given.items()}
     method = Cellpose(model_path=files[network], normalize=False, **{"rescale": 1.0, **given})

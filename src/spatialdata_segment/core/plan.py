@@ -57,6 +57,13 @@ class Window:
         """True where the window is the whole image, and nothing is unseen."""
         return self.box == self.image
 
+    @cached_property
+    def own(self) -> Box:
+        """What no other window of a plan holds, if their cores are not smaller than the halo."""
+        sides = zip(self.box.start, self.core.start, self.core.stop, self.box.stop, strict=True)
+        halo = tuple(max(b - a, d - c) for a, b, c, d in sides)
+        return Window(self.core, self.core, self.image).shrink(halo)
+
     def shrink(self, margin: tuple[int, ...]) -> Box:
         """Return the window without ``margin`` pixels at its open sides."""
         return Box(

@@ -46,6 +46,14 @@ def test_a_key_is_computed_once() -> None:
     assert computed == {1: 1, 2: 1, 3: 1, 4: 1}
 
 
+def test_what_nobody_else_asks_for_is_not_kept() -> None:
+    shared, computed = SharedTiles(), Counter[int]()
+    for _ in range(2):
+        found = dict(shared.take([None, 2, None, 4], Computer([1, 2, 3, 4], computed)))
+        assert [float(found[at][0][0]) for at in range(4)] == [1, 2, 3, 4]
+    assert computed == {1: 2, 2: 1, 3: 2, 4: 1}
+
+
 def test_the_oldest_are_dropped() -> None:
     shared, computed = SharedTiles(kept_bytes=3 * 44), Counter[int]()
     values(shared, [1, 2, 3], computed)

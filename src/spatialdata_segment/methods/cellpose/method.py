@@ -359,7 +359,8 @@ class Cellpose(Method):
         grid, window = self._grid(view.image.shape), view.window.box
         block = window.grow(self.reach(view.image), view.window.image)
         box = self._map_box(view)
-        maps, _ = self._maps(network, image, block.start, grid, box, view.statistics, view.run)
+        own = grid.needed(view.window.own)
+        maps, _ = self._maps(network, image, block.start, grid, box, view.statistics, view.run, own)
         if not self.resample or grid.is_same:
             return maps
         return resize(maps, box.start, *grid.to_image(window))
@@ -382,8 +383,12 @@ class Cellpose(Method):
         box: Box,
         statistics: Mapping[Statistic, float],
         run: str = "",
+        own: Box | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Return the maps of a box to the network, and the sum of styles; ``pixels`` begin at ``origin``."""
+        """Return the maps of a box to the network, and the sum of styles; ``pixels`` begin at ``origin``.
+
+        Of the pixels ``own`` no other window of the ``run`` wants maps.
+        """
         tiling = Tiling(grid.seen, self._side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
         around = tiled(tiling, box)
         source = grid.source(around)
@@ -399,7 +404,7 @@ class Cellpose(Method):
             image = self._normalization.apply(pixels, at, source, grid.image, statistics, invert=self.invert)
         if not grid.is_same:
             image = resize(image, source.start, *grid.to_network(around))
-        return network.maps(image, around.start, tiling, box, run)
+        return network.maps(image, around.start, tiling, box, run, own)
 
     def _rules(self, image: ImageInfo) -> FlowRules:
         shape = image.shape if self.resample else self._grid(image.shape).seen

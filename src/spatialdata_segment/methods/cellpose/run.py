@@ -74,7 +74,13 @@ class Network:
     _shared: SharedTiles = field(default_factory=SharedTiles)
 
     def maps(
-        self, image: NDArray[np.float32], origin: tuple[int, ...], tiling: Tiling, box: Box, run: str = ""
+        self,
+        image: NDArray[np.float32],
+        origin: tuple[int, ...],
+        tiling: Tiling,
+        box: Box,
+        run: str = "",
+        own: Box | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Run all tiles that hold a pixel of a box, and blend them.
 
@@ -90,6 +96,8 @@ class Network:
             What is wanted.
         run
             See `View`: under it tiles are shared with other windows.
+        own
+            Pixels that no other window wants: tiles inside are not kept for others.
 
         Returns
         -------
@@ -103,7 +111,8 @@ class Network:
         ]
         shape = rows.side, columns.side
         compute = partial(self._run, image, origin, tiles, shape)
-        found = self._shared.take([(run, shape, t) for t in tiles], compute) if run else compute(range(len(tiles)))
+        keys = [None if own is not None and _within(tile, shape, own) else (run, shape, tile) for tile in tiles]
+        found = self._shared.take(keys, compute) if run else compute(range(len(tiles)))
         results = dict(found)
         out = np.zeros((3, *box.shape), np.float32)
         weights = (rows.weights[:, None] * columns.weights[None, :]).astype(np.float32)
@@ -182,6 +191,10 @@ class Network:
             maps, styles = self.net(pixels.contiguous(memory_format=torch.channels_last))[:2]
         maps, styles = maps[:n, -3:].float().contiguous().cpu(), styles[:n].float().cpu()
         return maps.numpy(), styles.numpy()
+
+
+def _within(tile: Tile, shape: tuple[int, int], box: Box) -> bool:
+    return all(a <= at and at + n <= b for a, at, n, b in zip(box.start, tile[:2], shape, box.stop, strict=True))
 
 
 def _turned_pixels(pixels: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Result = tuple[NDArray[np.float32], NDArray[np.float32]]
 
-KEPT_BYTES = 160_000_000
+KEPT_BYTES = 96_000_000
 """Of results that nobody may ask for again."""
 
 
@@ -35,7 +35,7 @@ class SharedTiles:
         self._room = kept_bytes
 
     def take(
-        self, keys: Sequence[Hashable], compute: Callable[[Sequence[int]], Iterator[tuple[int, Result]]]
+        self, keys: Sequence[Hashable | None], compute: Callable[[Sequence[int]], Iterator[tuple[int, Result]]]
     ) -> Iterator[tuple[int, Result]]:
         """Yield the position and the result of every key.
 
@@ -44,16 +44,17 @@ class SharedTiles:
         Parameters
         ----------
         keys
-            All different.
+            All different, but for None: what nobody else asks for, which is not kept.
         compute
             Yields the positions and results of the positions that it is given.
         """
         mine, others = self._claim(keys)
         waiting = set(mine)
         try:
-            for at, result in compute(sorted(mine)):
-                self._publish(keys[at], mine[at], result)
-                waiting.discard(at)
+            for at, result in compute([at for at in range(len(keys)) if at not in others]):
+                if at in mine:
+                    self._publish(keys[at], mine[at], result)
+                    waiting.discard(at)
                 yield at, result
         finally:
             for at in waiting:  # it failed: those who wait compute for themselves
@@ -67,11 +68,13 @@ class SharedTiles:
         if failed:
             yield from compute(failed)
 
-    def _claim(self, keys: Sequence[Hashable]) -> tuple[dict[int, Future[Result]], dict[int, Future[Result]]]:
+    def _claim(self, keys: Sequence[Hashable | None]) -> tuple[dict[int, Future[Result]], dict[int, Future[Result]]]:
         mine: dict[int, Future[Result]] = {}
         others: dict[int, Future[Result]] = {}
         with self._lock:
             for at, key in enumerate(keys):
+                if key is None:
+                    continue
                 if key in self._known:
                     self._known.move_to_end(key)
                     others[at] = self._known[key]
