@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Result = tuple[NDArray[np.float32], NDArray[np.float32]]
 
-KEPT_BYTES = 96_000_000
+KEPT_BYTES = 64_000_000
 """Of results that nobody may ask for again."""
 
 
