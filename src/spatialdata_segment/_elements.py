@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.core.boxes import Box
 
 __all__ = [
+    "Grid",
     "ImageRef",
     "LabelsRef",
     "check_outputs",
@@ -52,33 +53,43 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ImageRef:
-    """One scale of an image.
+class Grid:
+    """The pixels of one scale of an image, but for their values: where a result lies.
 
     Attributes
     ----------
     key, scale
         Where it was found; ``scale0`` is the finest.
-    data
-        Pixels, lazy (dask); axes ``(c, [z], y, x)``.
     channels
         Names of the channels, in order.
     transformations
         Of this scale's grid to each coordinate system; copies.
     pyramid
         Spatial shapes of this scale and of all coarser ones.
+    """
+
+    key: str
+    scale: str
+    channels: tuple[str, ...]
+    transformations: dict[str, BaseTransformation]
+    pyramid: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ImageRef(Grid):
+    """One scale of an image.
+
+    Attributes
+    ----------
+    data
+        Pixels, lazy (dask); axes ``(c, [z], y, x)``.
     source
         Folder of the element in the store where the pixels are those on disk, untouched; else None.
     array_path
         Folder of the zarr array of this scale, likewise.
     """
 
-    key: str
-    scale: str
     data: DataArray
-    channels: tuple[str, ...]
-    transformations: dict[str, BaseTransformation]
-    pyramid: tuple[tuple[int, ...], ...]
     source: Path | None
     array_path: Path | None
 
