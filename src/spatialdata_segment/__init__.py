@@ -13,6 +13,7 @@ from spatialdata_segment._version import __version__
 if TYPE_CHECKING:
     from spatialdata_segment import pl, testing
     from spatialdata_segment._label_image import label_image
+    from spatialdata_segment._phases import decode, predict
     from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
     from spatialdata_segment._preprocess import EqualizeHistogram, Step, SubtractBackground
     from spatialdata_segment._preview import plan, preview
@@ -42,6 +43,7 @@ __all__ = [
     "ThresholdNuclei",
     "Workflow",
     "__version__",
+    "decode",
     "filter_labels",
     "label_image",
     "labels_to_polygons",
@@ -49,6 +51,7 @@ __all__ = [
     "pl",
     "plan",
     "polygons_to_labels",
+    "predict",
     "preview",
     "register_method",
     "register_workflow",
@@ -69,12 +72,14 @@ _HOME = {
     "SubtractBackground": "_preprocess",
     "ThresholdNuclei": "methods.threshold",
     "Workflow": "config",
+    "decode": "_phases",
     "filter_labels": "_verbs",
     "label_image": "_label_image",
     "labels_to_polygons": "_polygons",
     "match_nuclei": "_verbs",
     "plan": "_preview",
     "polygons_to_labels": "_polygons",
+    "predict": "_phases",
     "preview": "_preview",
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",

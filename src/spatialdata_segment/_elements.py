@@ -20,8 +20,9 @@ import zarr
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Image3DModel, get_channel_names
+from spatialdata.transformations import BaseTransformation, Translation, get_transformation
 from spatialdata.transformations import Sequence as SequenceOf
-from spatialdata.transformations import Translation, get_transformation
+from spatialdata.transformations.ngff.ngff_transformations import NgffBaseTransformation
 from xarray import DataArray, DataTree
 
 from spatialdata_segment._channels import channel_indices
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from spatialdata.transformations import BaseTransformation
 
     from spatialdata_segment.core.boxes import Box
 
@@ -43,12 +43,15 @@ __all__ = [
     "check_outputs",
     "crop_image",
     "local_store",
+    "new_object",
+    "packed",
     "pixel_matrix",
     "read_image",
     "read_labels",
     "resolve_channels",
     "roi_geometry",
     "stat_fingerprint",
+    "unpacked",
 ]
 
 
@@ -341,3 +344,36 @@ def _zarr_array(data: Any) -> zarr.Array[Any] | None:
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(repr(n) for n in names) or "none"
+
+
+def new_object() -> SpatialData:
+    """Return an object without elements."""
+    return SpatialData()
+
+
+def packed(grid: Grid) -> dict[str, Any]:
+    """Return a grid JSON-like, its transformations as NGFF has them; `unpacked` is the way back."""
+    axes = ("z", "y", "x")[-len(grid.pyramid[0]) :]
+    systems = {
+        name: t.to_ngff(input_axes=axes, output_axes=axes, output_coordinate_system_name=name).to_dict()
+        for name, t in grid.transformations.items()
+    }
+    return {
+        "key": grid.key,
+        "scale": grid.scale,
+        "channels": list(grid.channels),
+        "pyramid": [list(shape) for shape in grid.pyramid],
+        "transformations": systems,
+    }
+
+
+def unpacked(content: Mapping[str, Any]) -> Grid:
+    """Return the grid of which `packed` made the content."""
+    read = NgffBaseTransformation.from_dict
+    return Grid(
+        key=content["key"],
+        scale=content["scale"],
+        channels=tuple(content["channels"]),
+        transformations={n: BaseTransformation.from_ngff(read(t)) for n, t in content["transformations"].items()},
+        pyramid=tuple(tuple(shape) for shape in content["pyramid"]),
+    )

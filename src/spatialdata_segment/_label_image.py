@@ -14,7 +14,6 @@ from spatialdata_segment._channels import Channel, base_channels, method_channel
 from spatialdata_segment._request import checked_pixel_size, checked_shard_size, halo_of
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.core.plan import Plan
-from spatialdata_segment.engine.devices import resolve_devices
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.engine.lazy import lazy_labels
 from spatialdata_segment.engine.preprocess import measure
@@ -92,8 +91,9 @@ def label_image(
     chosen.check(info)
     if lacking := [s.label for s in chosen.statistics(info) if statistics is not None and s not in statistics]:
         raise InputError(f"statistics lack {', '.join(lacking)}, which {chosen.name} needs: add them, or pass None")
-    on = resolve_devices(devices, used=chosen.uses_device)
-    found = measure(source, before, chosen, info, plan, Executor(n_jobs), mask, devices=on, known=statistics)
+    executor = Executor(n_jobs)
+    on = executor.devices(devices, used=chosen.uses_device)
+    found = measure(source, before, chosen, info, plan, executor, mask, devices=on, known=statistics)
     numbers = found.statistics
     chosen = chosen.adapted(info, numbers)
     plan = replace(plan, halo=halo_of(chosen, info, overlap_px))

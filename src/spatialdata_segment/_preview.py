@@ -10,8 +10,9 @@ import dask.array as da
 import numpy as np
 
 from spatialdata_segment import _elements
+from spatialdata_segment._prepare import needed_shards
 from spatialdata_segment._request import Request, resolve
-from spatialdata_segment._segment import execute, needed_shards
+from spatialdata_segment._segment import execute
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan
@@ -134,7 +135,7 @@ def plan(
         As `segment` would, for what can be known before it runs.
     """
     executor = Executor(n_jobs)
-    request = resolve(sdata, image_key, as_workflow(workflow), n_jobs=executor.n_jobs, **(_DEFAULTS | options))
+    request = resolve(sdata, image_key, as_workflow(workflow), executor=executor, **(_DEFAULTS | options))
     methods = request.workflow.methods()
     masks = {name: _mask_plan(request, name, method) for name, method in methods.items()}
     pixels = float(np.prod(request.info.shape))
@@ -178,7 +179,7 @@ def _mask_plan(request: Request, name: str, method: Method) -> MaskPlan:
         core=core,
         halo=cut.halo,
         n_shards=n,
-        bytes_per_shard=shard_bytes(cut, method, len(request.channels[name]), request.image(name)),
+        bytes_per_shard=shard_bytes(cut, method, request.images[name]),
         seconds=n * window / 1e6 * method.seconds_per_megapixel,
     )
 
@@ -229,9 +230,9 @@ def preview(
         raise InputError(f"preview takes no {sorted(refused)[0]}: place the crop with size= and center=")
     settings = _DEFAULTS | options
     with progress_bars(progress):
-        whole = resolve(sdata, image_key, flow, n_jobs=executor.n_jobs, **(settings | {"scale": scale}))
+        whole = resolve(sdata, image_key, flow, executor=executor, **(settings | {"scale": scale}))
         measured = {m: _estimate(whole, m, method, executor) for m, method in flow.methods().items()}
-        request = resolve(crop, image_key, flow, n_jobs=executor.n_jobs, **settings)
+        request = resolve(crop, image_key, flow, executor=executor, **settings)
         execute(crop, request, executor, measured=measured)
     return crop
 
@@ -257,7 +258,7 @@ def _estimate(request: Request, mask: str, method: Method, executor: Executor) -
     cut = Plan.fewest(tuple(sample.shape[1:]), 1 << 24, (0,) * (sample.ndim - 1))
     levels = measure_image(sample, before.statistics(), cut, executor, f"{mask} levels")
     changed = da.concatenate([before.apply(part, levels) for part in parts], axis=-1)
-    image = request.image(mask)
+    image = request.images[mask]
     read = before.reader(partial(read_source, source), shape, levels)
     diameter = partial(
         estimate_diameter, method, image, request.devices, partial(read_source, source) if read is None else read.read

@@ -18,8 +18,7 @@ from dask.delayed import delayed
 from spatialdata_segment import _elements
 from spatialdata_segment._channels import Channel, base_channels, method_channels, read_channels, roles
 from spatialdata_segment.core.plan import Plan
-from spatialdata_segment.engine.devices import resolve_devices
-from spatialdata_segment.engine.memory import check_memory
+from spatialdata_segment.engine.memory import check_memory, shard_bytes
 from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.engine.whole import read_source
 from spatialdata_segment.errors import InputError, is_whole
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from spatialdata_segment.config import Workflow
     from spatialdata_segment.core.statistics import Statistic
+    from spatialdata_segment.engine.executor import Executor
     from spatialdata_segment.engine.preprocess import BoxReader, Preprocessing
     from spatialdata_segment.methods.base import Method
 
@@ -95,13 +95,15 @@ class Request:
     Attributes
     ----------
     ref, info
-        The image.
+        The image; of one that is not at hand its grid.
     workflow
         The methods and rules.
     channels
         The channels that each mask's method reads.
     preprocessing
         What is done to them before.
+    images
+        What each mask's method knows of the image: the dtype is that of the pixels it gets.
     plans
         Shard plan of each mask; all have the same cores.
     region
@@ -114,13 +116,18 @@ class Request:
         What to write, and under which prefix.
     devices
         Where networks run.
+    files
+        What tells the image, or the maps, without reading them; None: nothing does.
+    said, made_on
+        Fingerprints of the methods, and the kind of device, of an earlier phase that made the maps.
     """
 
-    ref: _elements.ImageRef
+    ref: _elements.Grid
     info: ImageInfo
     workflow: Workflow
     channels: dict[str, tuple[Channel, ...]]
     preprocessing: dict[str, Preprocessing]
+    images: dict[str, ImageInfo]
     plans: dict[str, Plan]
     region: Region | None
     measured: tuple[int, ...]
@@ -131,15 +138,20 @@ class Request:
     roi_key: str | None = None
     overlap_px: int | Sequence[int] | None = None
     devices: tuple[str, ...] = ("cpu",)
+    files: dict[str, Any] | None = None
+    said: dict[str, dict[str, Any]] | None = None
+    made_on: str | None = None
+
+    @property
+    def pixels(self) -> da.Array:
+        """The whole image, lazy, ``(c, [z], y, x)``."""
+        assert isinstance(self.ref, _elements.ImageRef)
+        pixels: da.Array = self.ref.data.data
+        return pixels
 
     def source(self, mask: str) -> da.Array:
         """Return the channels that a mask's method reads, ``(c, [z], y, x)``, before they are preprocessed."""
-        return read_channels(self.ref.data.data, self.channels[mask])
-
-    def image(self, mask: str) -> ImageInfo:
-        """Return what a mask's method knows of the image: the dtype is that of the pixels it gets."""
-        dtype = self.preprocessing[mask].dtype(self.source(mask).dtype)
-        return replace(self.info, dtype=dtype, n_channels=len(self.channels[mask]))
+        return read_channels(self.pixels, self.channels[mask])
 
     def reader(self, mask: str, levels: Mapping[Statistic, float]) -> Stored | BoxReader | None:
         """Return what reads a box of the pixels that a mask's method gets faster than dask does, if anything does."""
@@ -153,7 +165,7 @@ class Request:
 
     def stored(self, channels: tuple[int, ...]) -> Stored | None:
         """Return channels of the image on disk, where the pixels are nothing but what lies there."""
-        path = self.ref.array_path
+        path = self.ref.array_path if isinstance(self.ref, _elements.ImageRef) else None
         return None if path is None else Stored(zarr.open_array(path, mode="r"), channels)
 
     @property
@@ -187,7 +199,7 @@ class Request:
             "channels": {m: [c.label(self.ref.channels) for c in at] for m, at in self.channels.items()},
             "pixel_size": self.info.pixel_size,
             "region": None if self.region is None else self.region.fingerprint(),
-            "workflow": self.workflow.fingerprint(),
+            "workflow": self.workflow.fingerprint() if self.said is None else self.workflow.fingerprint(self.said),
             **self._precision(),
             "versions": {p: version(p) for p in ("spatialdata-segment", "numpy", "scipy", "scikit-image", "numba")},
         }
@@ -195,12 +207,13 @@ class Request:
     def _precision(self) -> dict[str, Any]:
         """Return what of the devices decides the result: their kind."""
         used = any(m.uses_device for m in self.workflow.methods().values())
-        return {"device": self.devices[0].partition(":")[0]} if used else {}
+        return {"device": self.made_on or self.devices[0].partition(":")[0]} if used else {}
 
-    def fingerprint(self, files: dict[str, Any] | None) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what decides the content of the scratch."""
         plan = {m: {"chunks": [list(c) for c in p.chunks], "halo": list(p.halo)} for m, p in self.plans.items()}
-        image = {"shape": list(self.ref.data.shape), "dtype": str(self.info.dtype), "files": files}
+        shape = [len(self.ref.channels), *self.info.shape]
+        image = {"shape": shape, "dtype": str(self.info.dtype), "files": self.files}
         content = {"parameters": self.parameters(), "image": image, "plan": plan}
         return dict(_jsonable(content))
 
@@ -236,7 +249,7 @@ def resolve(
     pixel_size: float | Sequence[float] | None,
     shard_size: int | None,
     overlap_px: int | Sequence[int] | None,
-    n_jobs: int,
+    executor: Executor,
     devices: str | Sequence[str],
     shapes: bool,
     table: bool,
@@ -259,30 +272,37 @@ def resolve(
     inputs = _inputs(ref, workflow, channels)
     if info.pixel_size is None:
         _needs_no_pixel_size(workflow)
+    preprocessing = workflow.preprocessing({m: roles(methods[m], m, len(c)) for m, c in inputs.items()})
     request = Request(
         ref=ref,
         info=info,
         workflow=workflow,
         channels=inputs,
-        preprocessing=workflow.preprocessing({m: roles(methods[m], m, len(c)) for m, c in inputs.items()}),
-        plans=_plans(methods, info, shard_size, overlap_px),
+        preprocessing=preprocessing,
+        images={m: _image(ref, info, c, preprocessing[m]) for m, c in inputs.items()},
+        plans=make_plans(methods, info, shard_size, overlap_px),
         region=_region(sdata, ref, roi_key, bounding_box, matrix, to_coordinate_system),
-        measured=_measured(ref, measure_channels),
+        measured=measured_channels(ref, measure_channels),
         matrix=matrix,
         key_added=key_added,
         shapes=shapes,
         table=table,
         roi_key=roi_key,
         overlap_px=overlap_px,
-        devices=resolve_devices(devices, used=any(m.uses_device for m in methods.values())),
+        devices=executor.devices(devices, used=any(m.uses_device for m in methods.values())),
+        files=_elements.stat_fingerprint(ref),
     )
     for mask, plan in request.plans.items():
-        methods[mask].check(request.image(mask))
-        check_memory(plan, methods[mask], len(request.channels[mask]), request.image(mask), n_jobs)
+        methods[mask].check(request.images[mask])
+        check_memory(plan, shard_bytes(plan, methods[mask], request.images[mask]), executor)
     return request
 
 
-def _measured(ref: _elements.ImageRef, wanted: Sequence[str | int] | str | int | None) -> tuple[int, ...]:
+def _image(ref: _elements.ImageRef, info: ImageInfo, channels: Sequence[Channel], before: Preprocessing) -> ImageInfo:
+    return replace(info, dtype=before.dtype(read_channels(ref.data.data, channels).dtype), n_channels=len(channels))
+
+
+def measured_channels(ref: _elements.ImageRef, wanted: Sequence[str | int] | str | int | None) -> tuple[int, ...]:
     if wanted is None:
         return tuple(range(len(ref.channels)))
     at = _elements.resolve_channels(ref, wanted)
@@ -308,7 +328,7 @@ def _inputs(
     }
 
 
-def _plans(
+def make_plans(
     methods: dict[str, Method], info: ImageInfo, shard_size: int | None, overlap_px: int | Sequence[int] | None
 ) -> dict[str, Plan]:
     halos: dict[str, tuple[int, ...]] = {}

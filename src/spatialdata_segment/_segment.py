@@ -8,23 +8,19 @@ import shutil
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
-from spatialdata_segment._request import Request, halo_of, leftovers, resolve
+from spatialdata_segment._maps import check_maps, opened, with_maps
+from spatialdata_segment._prepare import Prepared, prepare, run_masks
+from spatialdata_segment._request import Request, leftovers, resolve
 from spatialdata_segment._staging import Staging, recover_sdata
 from spatialdata_segment._write import judge, write
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
-from spatialdata_segment.engine.mask import Mask, run_mask
-from spatialdata_segment.engine.memory import check_memory
-from spatialdata_segment.engine.preprocess import Measured, measure
 from spatialdata_segment.engine.scratch import Scratch, write_json
-from spatialdata_segment.engine.shard import Job
-from spatialdata_segment.engine.stitch import MissingCoresError
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +28,8 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+    from spatialdata_segment.engine.mask import Mask
+    from spatialdata_segment.engine.preprocess import Measured
     from spatialdata_segment.methods.base import Method
 
 logger = logging.getLogger(__name__)
@@ -58,6 +56,7 @@ def segment(
     devices: str | Sequence[str] = "auto",
     scratch: str | Path | None = None,
     resume: bool = True,
+    keep_maps: bool = False,
     shapes: bool = True,
     table: bool = True,
     overwrite: bool = False,
@@ -110,6 +109,9 @@ def segment(
         Folder for intermediate results; None: in the store of a backed object, else a temporary one.
     resume
         Go on from what an earlier run of the same image, workflow and plan left; False discards it.
+    keep_maps
+        Keep the dense maps, to be decoded again with other thresholds: see `decode`. They lie in the store of a
+        backed object, in ``.spatialdata_segment/{key_added}.maps``, else beside ``scratch``, as ``....maps``.
     shapes, table
         Whether to write outlines, and tables.
     overwrite
@@ -151,15 +153,26 @@ def segment(
         pixel_size=pixel_size,
         shard_size=shard_size,
         overlap_px=overlap_px,
-        n_jobs=executor.n_jobs,
+        executor=executor,
         devices=devices,
         shapes=shapes,
         table=table,
     )
     _elements.check_outputs(sdata, request.names(), overwrite)
+    maps = _maps_folder(sdata, request, scratch) if keep_maps else None
     with progress_bars(progress):
-        execute(sdata, request, executor, scratch=scratch, resume=resume, overwrite=overwrite)
+        execute(sdata, request, executor, scratch=scratch, resume=resume, overwrite=overwrite, maps=maps)
     return sdata
+
+
+def _maps_folder(sdata: SpatialData, request: Request, scratch: str | Path | None) -> Path:
+    """Return where the maps of a run are kept."""
+    check_maps(request.workflow)
+    if (store := _elements.local_store(sdata)) is not None:
+        return store / DOT / f"{request.key_added}.maps"
+    if scratch is None:
+        raise InputError("keep_maps=True of an object in memory needs scratch=: the maps are kept beside that folder")
+    return Path(scratch).with_name(f"{Path(scratch).name}.maps")
 
 
 def execute(
@@ -171,16 +184,27 @@ def execute(
     resume: bool = True,
     overwrite: bool = False,
     measured: Mapping[str, Measured] | None = None,
+    ready: Prepared | None = None,
+    maps: Path | None = None,
 ) -> None:
-    """Run a checked request and put its result into the object; what is not ``measured`` of the image is."""
+    """Run a checked request and put its result into the object; what is not ``measured`` of the image is.
+
+    ``ready``: what an earlier phase prepared, with its maps. ``maps``: where they are to be kept.
+    """
     with ExitStack() as stack:
         folder = stack.enter_context(_scratch(sdata, request, scratch, resume))
+        executor.check_folder(folder.folder)
         staging = stack.enter_context(Staging(sdata, folder.part("staging")))
         started = time.time()
         kept = scratch is not None or _elements.local_store(sdata) is not None
-        masks, found = run(request, folder, executor, measured, kept=kept)
-        outcome = judge(request, masks)
-        write(request, masks, outcome, staging, executor, found)
+        if ready is None:
+            ready = prepare(request, folder.part, executor, measured, kept=kept)
+            if maps is not None:
+                store = stack.enter_context(opened(maps, request, executor, overwrite=True))
+                ready = with_maps(ready, store, executor)
+        masks = run_masks(ready, executor, folder.part)
+        outcome = judge(ready.request, masks)
+        write(ready.request, masks, outcome, staging, executor, ready.numbers())
         if overwrite:
             stale = leftovers(request.key_added, request.names())
             staging.remove([name for name in stale if name != request.roi_key])
@@ -189,87 +213,10 @@ def execute(
         folder.clear()
 
 
-def run(
-    request: Request,
-    folder: Scratch,
-    executor: Executor,
-    measured: Mapping[str, Measured] | None = None,
-    *,
-    kept: bool = False,
-) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
-    """Run the masks one after the other; return them, and the statistics by their names.
-
-    The numbers of a mask are measured unless they are handed in. ``kept``: the scratch outlives a failure.
-    """
-    masks: dict[str, Mask] = {}
-    found: dict[str, dict[str, float]] = {}
-    files = _elements.stat_fingerprint(request.ref)
-    jobs, plans = {}, {}
-    for name, method in request.workflow.methods().items():
-        plan, image = request.plans[name], request.image(name)
-        source, preprocessing = request.source(name), request.preprocessing[name]
-        numbers = (measured or {}).get(name)
-        if numbers is None:
-            path = folder.part(name) if files is not None else None
-            numbers = measure(source, preprocessing, method, image, plan, executor, name, path, devices=request.devices)
-        found[name] = numbers.labelled()
-        method = method.adapted(image, numbers.statistics)
-        plans[name] = replace(plan, halo=halo_of(method, image, request.overlap_px))
-        check_memory(plans[name], method, len(request.channels[name]), image, executor.n_jobs)
-        jobs[name] = Job(
-            method,
-            image,
-            plans[name],
-            numbers.statistics,
-            preprocessing.apply(source, numbers.levels),
-            request.reader(name, numbers.levels),
-            devices=request.devices,
-            verify=files is None,
-            kept=kept and request.workflow.resumable,
-        )
-    request = replace(request, plans=plans)
-    needed = {name: needed_shards(request, name) for name in jobs}
-    while len(masks) < len(jobs):
-        try:
-            for name, job in jobs.items():
-                before = masks.get("nucleus") if name == "cell" else None
-                seeds = before.labels.seeds if before is not None and job.method.seeded else None
-                masks[name] = run_mask(
-                    replace(job, seeds=seeds),
-                    folder.part(name),
-                    needed[name],
-                    executor,
-                    name,
-                    before.labels if before is not None else None,
-                    measured=request.is_measured,
-                )
-        except MissingCoresError as error:  # a cell at the region's edge needs nuclei from farther away
-            needed["nucleus"] = sorted({*needed["nucleus"], *error.cores})
-            masks.clear()
-    return masks, found
-
-
-def needed_shards(request: Request, mask: str) -> list[int]:
-    """Return the shards that a mask must be computed in: all, or those of the region."""
-    plan = request.plans[mask]
-    if request.region is None:
-        return list(range(len(plan)))
-    wanted = request.region.shards(plan)
-    if not wanted:
-        raise InputError(
-            f"the region of interest misses the image {request.ref.key!r} (pixels {plan.image}): check its "
-            "coordinates and to_coordinate_system"
-        )
-    if mask == "cell" or not request.workflow.is_pair:
-        return wanted
-    around = (plan.touched(request.plans["cell"].window(i).box) for i in wanted)
-    return sorted(set().union(*around))
-
-
 @contextmanager
 def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, resume: bool) -> Iterator[Scratch]:
     """Open the scratch; what a failed run finished stays there, unless nobody could go on from it."""
-    fingerprint = request.fingerprint(_elements.stat_fingerprint(request.ref))
+    fingerprint = request.fingerprint()
     resumable = request.workflow.resumable
     store = _elements.local_store(sdata)
     temporary = None

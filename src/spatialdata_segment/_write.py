@@ -196,7 +196,7 @@ def _write_blocks(
     stored = request.stored(request.measured)
     if stored is not None and stored.fits(chunks):
         return executor.map(partial(_write_block, spec, image=stored), places, "writing")
-    image = pick_channels(request.ref.data.data, request.measured)
+    image = pick_channels(request.pixels, request.measured)
     image = image.rechunk((len(request.measured), *chunks), threshold=1 << 40)
     written = da.map_blocks(
         partial(_write_with_image, spec),

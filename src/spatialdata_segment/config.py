@@ -273,9 +273,9 @@ class Workflow(BaseModel):
             pixel_area=pixel_area,
         )
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the candidates and their fates, JSON-like."""
-        methods = {name: method.fingerprint() for name, method in self.methods().items()}
+    def fingerprint(self, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what decides the candidates and their fates, JSON-like; ``said``: of the methods, if known."""
+        methods = {name: method.fingerprint() for name, method in self.methods().items()} if said is None else said
         return {**self.model_dump(mode="json"), **methods, "preprocess": [s.fingerprint() for s in self.preprocess]}
 
 

@@ -204,11 +204,11 @@ def test_cells_of_earlier_nuclei_are_not_taken(tmp_path):
 @given(order=st.randoms(use_true_random=False))
 def test_any_order_of_shards(order, tmp_path_factory):
     class Shuffled(Executor):
-        def map(self, function, items, stage, before=0):
+        def map(self, function, items, stage, before=0, *, on_device=False):
             found = {i: function(items[i]) for i in order.sample(range(len(items)), len(items))}
             return [found[i] for i in range(len(items))]
 
-        def run(self, graph, keys, stage, before=0, total=0):
+        def run(self, graph, keys, stage, before=0, total=0, *, on_device=False):
             mixed = order.sample(keys, len(keys))
             results = dict(zip(mixed, super().run(graph, mixed, stage), strict=True))
             return [results[k] for k in keys]

@@ -43,7 +43,6 @@ class TestExpandNucleiIn3D(MethodTests):
 class TestFunction(MethodTests):
     method = Function(function=blobs, context_px=8, version="1")
     in_configurations = False
-    maps_are_local = False
 
 
 class TestNetwork(MethodTests):

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+import psutil
 from dask.callbacks import Callback
 from dask.local import get_sync
 from dask.threaded import get as get_threaded
 
+from spatialdata_segment.engine.devices import resolve_devices
 from spatialdata_segment.engine.events import Event, emit
-from spatialdata_segment.errors import InputError, is_whole
+from spatialdata_segment.errors import InputError, ScratchError, SegmentationError, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
+    from pathlib import Path
+
+GPU = "GPU"
+"""The resource, of workers that tell theirs, that tasks on a GPU take one of."""
+
+
+class Room(NamedTuple):
+    """Memory of a process that runs shards.
+
+    Attributes
+    ----------
+    name
+        How it is told.
+    available
+        Bytes.
+    in_flight
+        Tasks at once.
+    """
+
+    name: str
+    available: int
+    in_flight: int
 
 
 class Executor:
@@ -42,20 +66,71 @@ class Executor:
             return "distributed"
         return "threads" if self.n_jobs > 1 else "serial"
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, before: int = 0) -> list[Any]:
-        """Call ``function`` on every item and return the results in the items' order."""
-        token = uuid4().hex
-        graph: dict[Any, Any] = {f"{stage}-{token}-{i}": (partial(function, item),) for i, item in enumerate(items)}
-        return self.run(graph, list(graph), stage, before)
+    def rooms(self) -> list[Room]:
+        """Return the processes that will run shards, and the memory of each, as far as it is limited."""
+        if self.client is None:
+            return [Room("this machine", psutil.virtual_memory().available, self.n_jobs)]
+        workers = self._workers().items()
+        return [Room(f"worker {at}", w["memory_limit"], w["nthreads"]) for at, w in workers if w["memory_limit"]]
 
-    def run(self, graph: Any, keys: Sequence[Any], stage: str, before: int = 0, total: int = 0) -> list[Any]:
-        """Compute the keys of a dask graph, telling of each that is done (``before`` of ``total`` were earlier)."""
+    def devices(self, given: str | Sequence[str], *, used: bool) -> tuple[str, ...]:
+        """Return the devices of the processes that will run shards; see `resolve_devices`."""
+        if self.client is None or not used:
+            return resolve_devices(given, used=used)
+        found = self.client.run(resolve_devices, given, used=used)
+        kinds = {at: devices[0].partition(":")[0] for at, devices in found.items()}
+        if not found:
+            raise SegmentationError("the cluster has no worker: start some, or wait for them (wait_for_workers)")
+        if len(set(kinds.values())) > 1:
+            raise InputError(f"workers have different devices, {kinds}: the results would differ; pass devices='cpu'")
+        fewest: tuple[str, ...] = min(found.values(), key=len)
+        return fewest
+
+    def check_folder(self, folder: Path) -> None:
+        """Raise where workers do not see a folder of this machine."""
+        if self.client is None:
+            return
+        blind = [at for at, sees in self.client.run(os.path.isdir, str(folder)).items() if not sees]
+        if blind:
+            raise ScratchError(
+                f"the folder {folder} is not there for the workers {', '.join(blind[:3])}: pass scratch= with a folder "
+                "on a disk that this machine and all workers share"
+            )
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        stage: str,
+        before: int = 0,
+        *,
+        on_device: bool = False,
+    ) -> list[Any]:
+        """Call ``function`` on every item and return the results in the items' order."""
+        graph, keys = self.graph(function, items, stage)
+        return self.run(graph, keys, stage, before, on_device=on_device)
+
+    @staticmethod
+    def graph(function: Callable[[Any], Any], items: Sequence[Any], stage: str) -> tuple[dict[Any, Any], list[Any]]:
+        """Return a dask graph, and its keys, that holds the function once, whatever the number of items."""
+        token = uuid4().hex
+        shared, keys = f"common-{stage}-{token}", [f"{stage}-{token}-{i}" for i in range(len(items))]
+        tasks = {key: (_call, shared, _Item(item)) for key, item in zip(keys, items, strict=True)}
+        return {shared: function, **tasks}, keys
+
+    def run(
+        self, graph: Any, keys: Sequence[Any], stage: str, before: int = 0, total: int = 0, *, on_device: bool = False
+    ) -> list[Any]:
+        """Compute the keys of a dask graph, telling of each that is done (``before`` of ``total`` were earlier).
+
+        ``on_device``: each takes a GPU of its worker, where workers tell how many they have.
+        """
         total = max(total, len(keys) + before)
         emit(Event(stage, before, total))
         if not keys:
             return []
         if self.client is not None:
-            return self._distributed(graph, keys, stage, before, total)
+            return self._distributed(graph, keys, stage, before, total, on_device)
         wanted, done = set(keys), before
 
         def posttask(key: Hashable, *_: object) -> None:
@@ -69,18 +144,50 @@ class Executor:
                 return list(get_sync(graph, list(keys)))
             return list(get_threaded(graph, list(keys), num_workers=self.n_jobs))
 
-    def _distributed(self, graph: Any, keys: Sequence[Any], stage: str, before: int, total: int) -> list[Any]:
+    def _workers(self) -> dict[str, Any]:
+        assert self.client is not None
+        workers: dict[str, Any] = self.client.run_on_scheduler(_told)
+        return workers
+
+    def _distributed(
+        self, graph: Any, keys: Sequence[Any], stage: str, before: int, total: int, on_device: bool
+    ) -> list[Any]:
         from distributed import as_completed
+        from distributed.scheduler import KilledWorker
 
         assert self.client is not None
-        futures = self.client.get(graph, list(keys), sync=False)
+        tells = on_device and any(w["resources"].get(GPU) for w in self._workers().values())
+        futures = self.client.get(graph, list(keys), sync=False, resources={GPU: 1} if tells else None)
         for done, future in enumerate(as_completed(futures), before + 1):
             if future.status == "error":
                 error = future.exception()
                 self.client.cancel(futures)
+                if isinstance(error, KilledWorker):
+                    raise SegmentationError(
+                        f"{stage}: workers died again and again of one task ({error}): see their logs; less memory a "
+                        "task takes a smaller shard_size. Finished shards are kept"
+                    ) from error
                 raise error
             emit(Event(stage, done, total))
         return list(self.client.gather(futures))
+
+
+def _told(dask_scheduler: Any = None) -> dict[str, dict[str, Any]]:
+    return {
+        at: {"memory_limit": w.memory_limit, "nthreads": w.nthreads, "resources": dict(w.resources)}
+        for at, w in dask_scheduler.workers.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Keeps dask from reading anything into an item."""
+
+    value: Any
+
+
+def _call(function: Callable[[Any], Any], item: _Item) -> Any:
+    return function(item.value)
 
 
 def _active_client() -> Any:

@@ -11,8 +11,8 @@ from dask.highlevelgraph import HighLevelGraph
 
 from spatialdata_segment.core.measure import map_labels
 from spatialdata_segment.core.seams import Decision, compose, decide
-from spatialdata_segment.engine.mask import overlapped, shard_error
-from spatialdata_segment.engine.shard import Failure, Job
+from spatialdata_segment.engine.mask import overlapped
+from spatialdata_segment.engine.shard import Failure, Job, shard_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

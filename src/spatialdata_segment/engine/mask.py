@@ -16,7 +16,8 @@ from spatialdata_segment.core.measure import combine, combine_pairs
 from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.suppress import greedy
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
-from spatialdata_segment.engine.shard import Failure, Job, Report, report_of, run_shard
+from spatialdata_segment.engine.maps import predict_maps
+from spatialdata_segment.engine.shard import Failure, Job, Report, report_of, run_proposal, run_shard, shard_error
 from spatialdata_segment.engine.stitch import (
     Boxes,
     MissingCoresError,
@@ -30,11 +31,11 @@ from spatialdata_segment.engine.stitch import (
     number,
     read_anchors,
 )
-from spatialdata_segment.errors import ScratchError, ShardError
+from spatialdata_segment.errors import ScratchError
 from spatialdata_segment.methods.base import Seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -92,7 +93,7 @@ def run_mask(
     job = replace(job, folder=folder / "shards")
     if job.method.proposes:
         job = _proposed(job, folder, needed, executor, stage)
-    reports = run_shards(job, needed, executor, f"{stage} shards", ".shard")
+    reports = run_shards(job, needed, executor, f"{stage} shards")
     indices = [r.index for r in reports]
     boxes = np.array([[*r.window.start, *r.window.stop] for r in reports], np.int64)
     windows = Boxes(np.array(indices, np.int64), boxes)
@@ -123,31 +124,53 @@ def run_mask(
     return Mask(objects, covered, pairs, labels, evidence)
 
 
-def run_shards(job: Job, needed: Sequence[int], executor: Executor, stage: str, suffix: str) -> list[Report]:
-    """Run the shards that no earlier run finished; raise when all are through and some failed."""
+def run_shards(
+    job: Job, needed: Sequence[int], executor: Executor, stage: str, run: Callable[[Job, int], Any] | None = None
+) -> list[Report]:
+    """Run the shards that no earlier run finished; raise when all are through and some failed.
+
+    ``run`` is what runs for each shard, in place of `run_shard`; it reads for itself.
+    """
     assert job.folder is not None
     done: dict[int, Report] = {}
     if not job.verify:
-        paths = {i: job.folder / f"{i:07d}{suffix}" for i in needed}
-        done = {i: report_of(i, entry) for i in needed if (entry := sound(paths[i])) is not None}
+        done = {i: report_of(i, entry) for i in needed if (entry := sound(job.path(i))) is not None}
     pending = [i for i in needed if i not in done]
     if done:
         logger.info("%s: %d of %d finished by an earlier run", stage, len(done), len(needed))
+    if run is not None or job.reads_itself:
+        alone = partial(run or run_alone, job)
+        flat: list[Any] = executor.map(alone, pending, stage, len(done), on_device=job.on_device)
+    else:
+        flat = _by_blocks(job, pending, executor, stage, len(done), len(needed))
+    if failures := [r for r in flat if isinstance(r, Failure)]:
+        if missing := [f.error.cores for f in failures if isinstance(f.error, MissingCoresError)]:
+            raise MissingCoresError(sorted(set().union(*missing)))
+        raise shard_error(failures, len(needed), kept=job.kept)
+    return sorted([*done.values(), *flat], key=lambda r: r.index)
+
+
+def run_alone(job: Job, index: int) -> Any:
+    """Run a shard that reads its own box."""
+    return run_shard(job, index, None)
+
+
+def _by_blocks(
+    job: Job, pending: Sequence[int], executor: Executor, stage: str, before: int, total: int
+) -> list[Report | Failure]:
+    """Run shards on blocks that come through ``map_overlap``."""
     flat: list[Report | Failure] = []
     for strip in _strips(job, pending):
         graph, keys = shard_graph(job, strip)
         try:
-            results = executor.run(graph, keys, stage, len(done) + len(flat), len(needed))
+            results = executor.run(graph, keys, stage, before + len(flat), total, on_device=job.on_device)
         except ScratchError:
             raise
         except Exception as error:  # noqa: BLE001 (a block that cannot be read: each shard reads its own box)
             logger.warning("%s: %s; reading shard by shard", stage, error)
-            results = executor.map(partial(_alone, job, suffix), strip, stage)
+            results = executor.map(partial(_again_alone, job), strip, stage, on_device=job.on_device)
         flat += [r.item() if isinstance(r, np.ndarray) else r for r in results]
-    if failures := [r for r in flat if isinstance(r, Failure)]:
-        raise shard_error(failures, len(needed), kept=job.kept)
-    reports = [*done.values(), *(r for r in flat if isinstance(r, Report))]
-    return sorted(reports, key=lambda r: r.index)
+    return flat
 
 
 def _strips(job: Job, pending: Sequence[int]) -> list[list[int]]:
@@ -156,9 +179,10 @@ def _strips(job: Job, pending: Sequence[int]) -> list[list[int]]:
     Blocks wait in memory for the neighbours that share their pixels: two rows of them, so that the width of a
     row is what an image of any size must not decide. Blocks at a strip's border are read twice.
     """
+    assert job.source is not None
     plan = job.plan
     core = float(np.prod([max(c) for c in plan.chunks]))
-    block = core * max(job.source.shape[0], 1) * job.source.dtype.itemsize
+    block = core * job.source.shape[0] * job.source.dtype.itemsize
     across = len(plan.grid) - 1
     width = max(4, int((_WAITING_BYTES / (2 * block)) ** (1 / across)) - 2)
     at = np.stack(np.unravel_index(np.array(pending, np.int64), plan.grid), axis=1)
@@ -166,6 +190,12 @@ def _strips(job: Job, pending: Sequence[int]) -> list[list[int]]:
     for index, strip in zip(pending, (at[:, 1:] // width).tolist(), strict=True):
         strips.setdefault(tuple(strip), []).append(index)
     return [strips[key] for key in sorted(strips)]
+
+
+def _again_alone(job: Job, index: int) -> Any:
+    """Run a shard that reads its own box, unless it is done already."""
+    entry = None if job.verify else sound(job.path(index))
+    return run_shard(job, index, None) if entry is None else replace(report_of(index, entry), computed=True)
 
 
 def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> list[Box]:
@@ -178,42 +208,12 @@ def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> 
     return [plan.core(i) for i in sorted(reached.union(needed))]
 
 
-def _alone(job: Job, suffix: str, index: int) -> Any:
-    """Run a shard that reads its own box, unless it is done already."""
-    assert job.folder is not None
-    entry = None if job.verify else sound(job.folder / f"{index:07d}{suffix}")
-    return run_shard(job, index, None) if entry is None else replace(report_of(index, entry), computed=True)
-
-
-def shard_error(failures: list[Failure], total: int, *, kept: bool = False) -> ShardError:
-    """Return the error that names the first of the shards that failed."""
-    if missing := [f.error.cores for f in failures if isinstance(f.error, MissingCoresError)]:
-        raise MissingCoresError(sorted(set().union(*missing)))
-    first = min(failures, key=lambda f: f.index)
-    others = f" ({len(failures) - 1} other shards failed as well)" if len(failures) > 1 else ""
-    then = (
-        "The finished shards are kept: the same call goes on from them"
-        if kept
-        else "Nothing is kept: to go on from finished shards, pass scratch= (or work in a store), and give a function "
-        "a version, as in Function(function=..., version='1')"
-    )
-    error = ShardError(
-        f"shard {first.index} of {total}, core [{first.core}], failed: {type(first.error).__name__}: "
-        f"{first.error}{others}. {then}"
-    )
-    error.__cause__ = first.error
-    return error
-
-
 def shard_graph(job: Job, pending: Sequence[int]) -> tuple[Any, list[Any]]:
     """Return a dask graph and its keys that run shards.
 
     The blocks come through ``map_overlap``, so that pixels shared by neighbours are read once. It cannot reach
     beyond the neighbouring core: a shard whose halo does reads its own box.
     """
-    if job.maps is not None or job.source.shape[0] == 0:
-        name = f"shard-{id(job)}"
-        return {f"{name}-{i}": (partial(run_shard, job, i, None),) for i in pending}, [f"{name}-{i}" for i in pending]
     array = overlapped(job)
     keys = [(array.name, 0, *(int(k) for k in np.unravel_index(i, job.plan.grid))) for i in pending]
     graph: Any = array.__dask_graph__()
@@ -222,6 +222,7 @@ def shard_graph(job: Job, pending: Sequence[int]) -> tuple[Any, list[Any]]:
 
 def overlapped(job: Job) -> da.Array:
     """Return the array of shard results, one element a shard, of dtype object."""
+    assert job.source is not None
     plan = job.plan
     image = job.source.rechunk((job.source.shape[0], *plan.chunks), threshold=1 << 40)
     depth = {0: 0}
@@ -255,11 +256,13 @@ def _crc(path: Path) -> bytes:
 
 
 def _proposed(job: Job, folder: Path, needed: Sequence[int], executor: Executor, stage: str) -> Job:
-    """Run the first phase of a proposing method, and resolve its candidates for the whole image."""
-    assert job.folder is not None
-    maps = folder / "maps"
-    run_shards(replace(job, folder=maps), needed, executor, f"{stage} proposals", ".maps")
-    entries = [Entry(maps / f"{i:07d}.maps") for i in needed]
+    """Gather the candidates of all shards from their maps, and resolve them for the whole image."""
+    if job.maps is None:
+        size = int(np.prod([max(c) for c in job.plan.chunks]))
+        job = replace(job, maps=predict_maps(job, folder / "maps", needed, size, executor, stage))
+    proposals = replace(job, folder=folder / "proposals")
+    run_shards(proposals, needed, executor, f"{stage} proposals", run_proposal)
+    entries = [Entry(proposals.path(i)) for i in needed]
     ndim = job.image.ndim
     anchors = np.concatenate([np.zeros((0, ndim), np.int64), *(e.read("anchors") for e in entries)])
     scores = np.concatenate([np.zeros(0), *(e.read("scores") for e in entries)])
@@ -273,7 +276,7 @@ def _proposed(job: Job, folder: Path, needed: Sequence[int], executor: Executor,
     kept = greedy(scores[order], anchors[order], edges)
     path = folder / "proposals.entry"
     write_entry(path, {"anchors": anchors[order][kept]})
-    return replace(job, maps=maps, seeds=partial(_points_of, path))
+    return replace(job, seeds=partial(_points_of, path))
 
 
 def _points_of(path: Path, box: Box) -> Seeds:

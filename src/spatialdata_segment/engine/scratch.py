@@ -112,7 +112,7 @@ class Scratch:
 
     def holds_entries(self) -> bool:
         """Whether a run left something here that another could go on from."""
-        return any(self.folder.glob("*/*/*.shard")) or any(self.folder.glob("*/*/*.maps"))
+        return any(self.folder.glob("*/*/*.shard")) or any(self.folder.glob("*/maps/done/c"))
 
     def clear(self) -> None:
         """Remove everything in the folder; the folder itself stays if the user named it."""

@@ -17,7 +17,7 @@ from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult
 from spatialdata_segment.engine.again import Seen, look_again
 from spatialdata_segment.engine.devices import borrowed, load
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
-from spatialdata_segment.errors import InputError, MethodError, ScratchError
+from spatialdata_segment.errors import InputError, MethodError, ScratchError, ShardError
 from spatialdata_segment.methods.base import Seeds, View
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.core.statistics import Statistic
+    from spatialdata_segment.engine.maps import Maps
     from spatialdata_segment.engine.preprocess import BoxReader
     from spatialdata_segment.engine.stored import Stored
     from spatialdata_segment.methods.base import Decoded, ImageInfo, Method
@@ -45,7 +46,7 @@ class Job:
     method, image, plan, statistics, devices
         What to run, on what, where.
     source
-        The method's channels of the whole image, lazy, for windows beyond the block that came.
+        The method's channels of the whole image, lazy; None where no image is at hand, but maps are.
     stored
         Reads a box of the same faster, where something can.
     seeds
@@ -56,7 +57,7 @@ class Job:
         The image is not a file whose changes could be seen: a finished shard counts only if its input has
         the same checksum.
     maps
-        Folder of the maps of an earlier phase, in place of pixels.
+        The maps of an earlier phase, in place of pixels, as far as they reach.
     kept
         Finished shards outlive a failure of others.
     run
@@ -67,13 +68,13 @@ class Job:
     image: ImageInfo
     plan: Plan
     statistics: Mapping[Statistic, float]
-    source: da.Array
+    source: da.Array | None
     stored: Stored | BoxReader | None = None
     devices: tuple[str, ...] = ("cpu",)
     seeds: Callable[[Box], Seeds] | None = None
     folder: Path | None = None
     verify: bool = False
-    maps: Path | None = None
+    maps: Maps | None = None
     kept: bool = False
     run: str = field(default_factory=lambda: uuid4().hex)
 
@@ -82,11 +83,15 @@ class Job:
         assert self.folder is not None
         return shard_path(self.folder, index)
 
-    def proposal(self, index: int) -> Path:
-        """File of a shard's maps."""
-        folder = self.maps or self.folder
-        assert folder is not None
-        return folder / f"{index:07d}.maps"
+    @property
+    def on_device(self) -> bool:
+        """Whether the shards keep a device busy."""
+        return (self.maps is None and self.method.uses_device) or self.method.decodes_on_device
+
+    @property
+    def reads_itself(self) -> bool:
+        """Whether a shard has what it needs without a block that is handed to it."""
+        return self.maps is not None or self.source is None or self.source.shape[0] == 0 or self.stored is not None
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -114,6 +119,24 @@ class Failure:
     error: BaseException
 
 
+def shard_error(failures: list[Failure], total: int, *, kept: bool = False) -> ShardError:
+    """Return the error that names the first of the shards that failed."""
+    first = min(failures, key=lambda f: f.index)
+    others = f" ({len(failures) - 1} other shards failed as well)" if len(failures) > 1 else ""
+    then = (
+        "The finished shards are kept: the same call goes on from them"
+        if kept
+        else "Nothing is kept: to go on from finished shards, pass scratch= (or work in a store), and give a function "
+        "a version, as in Function(function=..., version='1')"
+    )
+    error = ShardError(
+        f"shard {first.index} of {total}, core [{first.core}], failed: {type(first.error).__name__}: "
+        f"{first.error}{others}. {then}"
+    )
+    error.__cause__ = first.error
+    return error
+
+
 def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult | Report | Failure:
     """Run one shard and commit or return its result.
 
@@ -122,12 +145,10 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
     """
     window = job.plan.window(index)
     try:
-        pixels = None if job.maps is not None else _pixels(job, window, block)
+        pixels = None if job.maps is not None else read_pixels(job, window, block)
         crc = _input(job, index, pixels)
         if job.verify and (report := _finished(job, index, crc)) is not None:
             return report
-        if job.method.proposes and job.maps is None:
-            return _propose(job, index, window, pixels, crc)
         result, rounds = _segment(job, index, window, pixels)
         if job.folder is None:
             return result
@@ -141,7 +162,12 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
 
 def _input(job: Job, index: int, pixels: NDArray[Any] | None) -> int:
     """Return a checksum of what a shard starts from: pixels or maps; statistics and seeds follow from files."""
-    crc = Entry(job.proposal(index)).crc if pixels is None else zlib.crc32(pixels.data)
+    if pixels is None:
+        if not job.verify:
+            return 0
+        assert job.maps is not None
+        pixels = np.ascontiguousarray(job.maps.read(job.method.maps_box(job.image, job.plan.window(index).box)))
+    crc = zlib.crc32(pixels.data)
     if not job.verify:
         return crc
     crc = zlib.crc32(repr(sorted((s.label, v) for s, v in job.statistics.items())).encode(), crc)
@@ -153,8 +179,7 @@ def _input(job: Job, index: int, pixels: NDArray[Any] | None) -> int:
 
 
 def _finished(job: Job, index: int, crc: int) -> Report | None:
-    proposing = job.method.proposes and job.maps is None
-    entry = sound(job.proposal(index) if proposing else job.path(index))
+    entry = sound(job.path(index))
     if entry is None or entry.meta["input"] != crc or entry.meta["rounds"] > 1:
         return None
     return report_of(index, entry)
@@ -166,7 +191,7 @@ def report_of(index: int, entry: Entry) -> Report:
     return Report(index, Box(*map(tuple, meta["window"])), meta["n"], computed=False, rounds=meta["rounds"])
 
 
-def _pixels(job: Job, window: Window, block: NDArray[Any] | None) -> NDArray[Any]:
+def read_pixels(job: Job, window: Window, block: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return what `predict` reads for a window: the block where it suffices, else read from the source."""
     box = window.box.grow(job.method.reach(job.image), window.image)
     if block is None or block.shape[1:] != box.shape:
@@ -188,6 +213,7 @@ def _pixels(job: Job, window: Window, block: NDArray[Any] | None) -> NDArray[Any
 def _read(job: Job, box: Box) -> NDArray[Any]:
     if job.stored is not None:
         return job.stored.read(box)
+    assert job.source is not None
     return np.asarray(job.source[(slice(None), *box.slices)].compute(scheduler="synchronous"))
 
 
@@ -198,7 +224,7 @@ def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) 
     def look(window: Window, pixels: NDArray[Any] | None = None) -> Seen:
         seeds = job.seeds(window.box) if job.seeds is not None else None
         view = View(window, job.image, job.statistics, seeds, run=job.run)
-        return Seen.of(_decode(job, _maps(job, index, view, pixels), view), window, context)
+        return Seen.of(_decode(job, _maps(job, view, pixels), view), window, context)
 
     seen, rounds = look(window, pixels), 1
     if not seen.is_resolved:
@@ -214,18 +240,30 @@ def _decode(job: Job, maps: NDArray[Any], view: View) -> Decoded:
         return job.method.decode(maps, replace(view, device=device))
 
 
-def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDArray[Any]:
+def _maps(job: Job, view: View, pixels: NDArray[Any] | None) -> NDArray[Any]:
     """Return the maps of a window, from an earlier phase where it left them, in their stored precision."""
-    if job.maps is not None and view.window == job.plan.window(index):
-        return Entry(job.proposal(index)).read("maps")
-    method, window = job.method, view.window
-    image = _pixels(job, window, None) if pixels is None else pixels
+    if job.maps is not None:
+        box = job.method.maps_box(job.image, view.window.box)
+        if job.maps.holds(box):
+            return job.maps.read(box)
+        if job.source is None:
+            raise MethodError(
+                f"the maps in {job.maps.folder} do not reach as far as [{view.window.box}], and no image is at hand: "
+                "predict the whole image or a larger region, or pass sdata= with the image"
+            )
+    return dense_maps(job, view.window, pixels)
+
+
+def dense_maps(job: Job, window: Window, pixels: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Predict the maps of a window, of pixels that were read or are read now, in their stored precision."""
+    method, view = job.method, View(window, job.image, job.statistics, run=job.run)
+    image = read_pixels(job, window) if pixels is None else pixels
     if method.uses_device:
         with borrowed(job.devices) as device:
             maps = np.asarray(method.predict(image, replace(view, model=load(method, device))))
     else:
         maps = np.asarray(method.predict(image, replace(view, model=load(method, job.devices[0]))))
-    expected = method.maps_shape(view)
+    expected = method.maps_box(job.image, window.box).shape
     if maps.shape[1:] != expected:
         raise MethodError(
             f"{method.name}.predict returned maps of shape {maps.shape}, expected (k, {', '.join(map(str, expected))})"
@@ -233,23 +271,30 @@ def _maps(job: Job, index: int, view: View, pixels: NDArray[Any] | None) -> NDAr
     return method.stored(maps)
 
 
-def _propose(job: Job, index: int, window: Window, pixels: NDArray[Any] | None, crc: int) -> Report:
-    """Predict, and commit the maps with the candidates anchored in the core and the pairs they are in."""
-    view = View(window, job.image, job.statistics, run=job.run)
-    maps = _maps(job, index, view, pixels)
-    found = job.method.propose(maps, view)
-    anchors = np.asarray(found.anchors, np.int64) + np.array(window.box.start)
-    inside = window.core.holds(anchors)
-    edges = np.asarray(found.edges, np.int64).reshape(-1, 2)
-    edges = edges[inside[edges].any(axis=1)]
-    arrays = {
-        "maps": maps,
-        "anchors": anchors[inside],
-        "scores": np.asarray(found.scores, np.float64)[inside],
-        "pairs": anchors[edges].reshape(len(edges), 2 * window.box.ndim),
-    }
-    box = window.box
-    write_entry(job.proposal(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0})
+def run_proposal(job: Job, index: int) -> Report | Failure:
+    """List the candidates anchored in a core, and the pairs they are in, from maps that are there."""
+    window = job.plan.window(index)
+    try:
+        crc = _input(job, index, None)
+        if (report := _finished(job, index, crc)) is not None:
+            return report
+        view = View(window, job.image, job.statistics, run=job.run)
+        found = job.method.propose(_maps(job, view, None), view)
+        anchors = np.asarray(found.anchors, np.int64) + np.array(window.box.start)
+        inside = window.core.holds(anchors)
+        edges = np.asarray(found.edges, np.int64).reshape(-1, 2)
+        edges = edges[inside[edges].any(axis=1)]
+        arrays = {
+            "anchors": anchors[inside],
+            "scores": np.asarray(found.scores, np.float64)[inside],
+            "pairs": anchors[edges].reshape(len(edges), 2 * window.box.ndim),
+        }
+        box = window.box
+        write_entry(job.path(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0})
+    except ScratchError:
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever a method raises is told with its shard)
+        return Failure(index, window.core, error)
     return Report(index, box, int(inside.sum()))
 
 

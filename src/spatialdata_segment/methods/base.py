@@ -177,6 +177,11 @@ class Method(BaseModel):
     map_dtype
         Stored precision of the maps. They are rounded to it before they are decoded, so that a run in two
         phases gives the labels of a run in one. None: that in which `predict` returns them.
+    maps_are_local
+        A map's value is the same in every window that shows `map_context` pixels around it, so that maps can be kept
+        and decoded later, in other windows. False for maps that number objects.
+    decode_parameters
+        Names of the parameters that `predict` does not read: maps that are kept serve for any value of them.
     uses_device
         `predict` runs on one of the devices of the run, which several threads may use at once.
     bytes_per_pixel
@@ -194,6 +199,8 @@ class Method(BaseModel):
     seeded: ClassVar[bool] = False
     proposes: ClassVar[bool] = False
     map_dtype: ClassVar[str | None] = "float32"
+    maps_are_local: ClassVar[bool] = True
+    decode_parameters: ClassVar[frozenset[str]] = frozenset()
     uses_device: ClassVar[bool] = False
     bytes_per_pixel: ClassVar[float] = 64.0
     seconds_per_megapixel: ClassVar[float] = 0.2
@@ -286,9 +293,17 @@ class Method(BaseModel):
         """
         raise NotImplementedError
 
-    def maps_shape(self, view: View) -> tuple[int, ...]:
-        """Return ``([z], y, x)`` of what `predict` returns: the window's, unless the maps have a grid of their own."""
-        return view.window.box.shape
+    def map_context(self, image: ImageInfo) -> tuple[int, ...]:
+        """Pixels, per axis, of the window around a pixel that its maps depend on; what `reach` gives is not counted."""
+        return self.context(image)
+
+    def maps_box(self, image: ImageInfo, box: Box) -> Box:
+        """Return where the maps of a window lie among those of the whole image: there, unless they have an own grid."""
+        return box
+
+    def maps_window(self, image: ImageInfo, box: Box) -> Box:
+        """Return the least window whose maps hold a box of those of the whole image; see `maps_box`."""
+        return box
 
     def propose(self, maps: NDArray[Any], view: View) -> Candidates:
         """List the possible objects of a window, where `proposes` is set."""

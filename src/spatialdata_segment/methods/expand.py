@@ -38,6 +38,7 @@ class ExpandNuclei(Method):
     default_channels: ClassVar[tuple[int, ...] | None] = ()
     seeded: ClassVar[bool] = True
     map_dtype: ClassVar[str | None] = "uint8"
+    decode_parameters: ClassVar[frozenset[str]] = frozenset({"distance", "unit"})
     bytes_per_pixel: ClassVar[float] = 40.0
 
     distance: float = Field(default=10.0, ge=0)

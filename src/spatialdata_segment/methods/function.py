@@ -39,6 +39,7 @@ class Function(Method):
     ndims: ClassVar[frozenset[int]] = frozenset({2, 3})
     default_channels: ClassVar[tuple[int, ...] | None] = None
     map_dtype: ClassVar[str | None] = None
+    maps_are_local: ClassVar[bool] = False
 
     function: Callable[..., Any] = Field(exclude=True)
     context_px: int = Field(default=16, ge=0)

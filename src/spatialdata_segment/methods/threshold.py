@@ -110,6 +110,9 @@ class ThresholdNuclei(Method):
     name: ClassVar[str] = "threshold-nuclei"
     ndims: ClassVar[frozenset[int]] = frozenset({2, 3})
     map_dtype: ClassVar[str | None] = "uint8"
+    decode_parameters: ClassVar[frozenset[str]] = frozenset(
+        {"min_distance", "peak_footprint", "dilation", "contact_filter", "debris"}
+    )
     bytes_per_pixel: ClassVar[float] = 60.0
 
     threshold: float | Literal["otsu", "local-otsu"] | None = None

@@ -86,6 +86,9 @@ class SeededWatershed(Method):
     default_channels: ClassVar[tuple[int, ...] | None] = (1,)
     seeded: ClassVar[bool] = True
     map_dtype: ClassVar[str | None] = "uint16"
+    decode_parameters: ClassVar[frozenset[str]] = frozenset(
+        {"threshold", "erosion", "dilation", "min_clip", "max_clip", "ridge", "background", "max_distance", "unit"}
+    )
     bytes_per_pixel: ClassVar[float] = 90.0
     seconds_per_megapixel: ClassVar[float] = 1.0
 

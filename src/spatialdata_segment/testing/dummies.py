@@ -49,6 +49,7 @@ class DummyNetwork(Method):
 
     name: ClassVar[str] = "dummy-network"
     map_dtype: ClassVar[str | None] = "float16"
+    decode_parameters: ClassVar[frozenset[str]] = frozenset({"threshold", "decoder"})
 
     tile: int = Field(default=32, ge=4, multiple_of=2)
     threshold: float = 0.5

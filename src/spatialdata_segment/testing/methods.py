@@ -51,9 +51,6 @@ class MethodTests:
         Spatial axes of the test image.
     in_configurations
         The method can be written to, and read from, a configuration.
-    maps_are_local
-        A map's value is the same in every window that shows `Method.context` pixels around it. False for
-        maps that number objects.
     n_plans
         Random shard plans that are tried.
     """
@@ -62,7 +59,6 @@ class MethodTests:
     nucleus: ClassVar[Method] = ThresholdNuclei(threshold="otsu", min_distance=4)
     ndim: ClassVar[int] = 2
     in_configurations: ClassVar[bool] = True
-    maps_are_local: ClassVar[bool] = True
     n_plans: ClassVar[int] = 3
 
     @pytest.fixture
@@ -125,8 +121,7 @@ class MethodTests:
         """`predict` returns ``(k, [z], y, x)``, finite in the stored precision."""
         for window in _windows(image, (0,) * self.ndim):
             maps = self._maps(image, window)
-            view = View(window, _info(image), _statistics(self.method, image))
-            assert maps.shape[1:] == _adapted(self.method, image).maps_shape(view)
+            assert maps.shape[1:] == _adapted(self.method, image).maps_box(_info(image), window.box).shape
             stored = self.method.stored(maps)
             assert stored.dtype.kind not in "fc" or np.isfinite(stored).all()
 
@@ -148,16 +143,33 @@ class MethodTests:
             assert np.array_equal(a.anchors, b.anchors)
 
     def test_maps_of_a_window_are_those_of_the_image(self, image: NDArray[Any]) -> None:
-        """Inside the context the maps do not tell the window: no statistics of the block, no tiles of it."""
-        if not self.maps_are_local:
+        """Inside `Method.map_context` the maps do not tell the window: no statistics of the block, no tiles of it."""
+        if not self.method.maps_are_local:
             pytest.skip("maps_are_local is False")
+        info, method = _info(image), _adapted(self.method, image)
         whole = self.method.stored(self._maps(image, _whole(image)))
-        context = self._context(image)
+        context = method.map_context(info)
         for window in _windows(image, context):
-            inner = window.shrink(context)
             part = self.method.stored(self._maps(image, window))
+            inner, seen = method.maps_box(info, window.shrink(context)), method.maps_box(info, window.box)
             every = slice(None)
-            assert np.array_equal(part[(every, *inner.within(window.box))], whole[(every, *inner.slices)])
+            assert np.array_equal(part[(every, *inner.within(seen))], whole[(every, *inner.slices)])
+
+    def test_maps_of_any_box_can_be_had(self, image: NDArray[Any]) -> None:
+        """`Method.maps_window` holds the box that it is asked for, and no window within does."""
+        info, method = _info(image), _adapted(self.method, image)
+        every = method.maps_box(info, Box.whole(info.shape))
+        assert every.start == (0,) * self.ndim
+        rng = np.random.default_rng(8)
+        for _ in range(20):
+            ends = [sorted(rng.choice(n + 1, 2, replace=False).tolist()) for n in every.stop]
+            box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
+            window = method.maps_window(info, box)
+            assert window.intersect(Box.whole(info.shape)) == window
+            assert box.intersect(method.maps_box(info, window)) == box
+            for axis in range(self.ndim):
+                less = Box(tuple(a + (k == axis) for k, a in enumerate(window.start)), window.stop)
+                assert less.size == 0 or box.intersect(method.maps_box(info, less)) != box
 
     def test_labels_keep_the_contract(self, image: NDArray[Any]) -> None:
         """Labels are integers from -1; each has an anchor and a flag; each anchor is a pixel of the image."""
@@ -208,6 +220,17 @@ class MethodTests:
         for k in range(self.n_plans):
             plan = _random_plan(rng, image.shape[1:], self._context(image), least=k == 0)
             assert self._tile(image, plan, tmp_path / str(k)).same_as(whole), plan
+
+    def test_two_phases_are_one(self, image: NDArray[Any], tmp_path: Path) -> None:
+        """Maps that were kept, in blocks of their own, give the labels of a run in one, without the image."""
+        if not self.method.maps_are_local:
+            pytest.skip("maps_are_local is False")
+        shape, context = image.shape[1:], self._context(image)
+        whole = self._tile(image, whole_plan(shape), tmp_path / "whole")
+        plan = _random_plan(np.random.default_rng(9), shape, context, least=False)
+        nucleus = self.nucleus if self.method.seeded else None
+        apart = tile(image, self.method, plan, tmp_path / "apart", nucleus=nucleus, two_phases=True)
+        assert apart.same_as(whole)
 
     def test_results_of_another_image_are_not_taken(self, image: NDArray[Any], tmp_path: Path) -> None:
         """A scratch folder with the shards of other pixels does not lead astray."""

@@ -11,6 +11,7 @@ import numpy as np
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.executor import Executor
+from spatialdata_segment.engine.maps import predict_maps
 from spatialdata_segment.engine.mask import run_mask
 from spatialdata_segment.engine.shard import Job
 from spatialdata_segment.engine.whole import measure_image
@@ -84,6 +85,7 @@ def tile(
     pixel_size: tuple[float, ...] | None = None,
     executor: Executor | None = None,
     resume: bool = False,
+    two_phases: bool = False,
 ) -> Tiled:
     """Segment an array by a plan.
 
@@ -105,6 +107,8 @@ def tile(
         None: this thread.
     resume
         Trust the shards that lie in ``folder``.
+    two_phases
+        Keep the maps of the whole image, in small blocks of their own, and decode these.
     """
     source = image if isinstance(image, da.Array) else da.from_array(image, chunks=_stored(image.shape))
     info = ImageInfo(tuple(source.shape[1:]), source.dtype, pixel_size, source.shape[0])
@@ -114,21 +118,27 @@ def tile(
     if nucleus is not None:
         halo = tuple(max(a, b) for a, b in zip(plan.halo, nucleus.context(info), strict=True))
         nuclei = replace(job, method=nucleus, plan=replace(plan, halo=halo))
-        before = _run(nuclei, folder / "nucleus", runner, "nucleus")
+        before = _run(nuclei, folder / "nucleus", runner, "nucleus", two_phases)
         seeds = before.labels.seeds
     if method.default_channels == ():
         job = replace(job, source=source[:0])
-    mask = _run(replace(job, seeds=seeds), folder / "cell", runner, "cell")
+    mask = _run(replace(job, seeds=seeds), folder / "cell", runner, "cell", two_phases)
     labels = mask.labels.read(Box.whole(plan.shape)).astype(np.int64)
     return Tiled(labels, mask.objects.anchor, len(mask.covered), mask)
 
 
-def _run(job: Job, folder: Path, executor: Executor, stage: str) -> Mask:
+def _run(job: Job, folder: Path, executor: Executor, stage: str, two_phases: bool) -> Mask:
+    assert job.source is not None
     wanted = job.method.statistics(job.image)
     values = measure_image(job.source, wanted, job.plan, executor, stage)
     method = job.method.adapted(job.image, values)
     halo = tuple(max(h, c) for h, c in zip(job.plan.halo, method.context(job.image), strict=True))
     job = replace(job, method=method, plan=replace(job.plan, halo=halo), statistics=values)
+    if two_phases:
+        maps = predict_maps(
+            job, folder / "kept", None, max(16, int(np.prod([max(c) for c in job.plan.chunks])) // 3), executor, stage
+        )
+        job = replace(job, maps=maps, source=None)
     return run_mask(job, folder, range(len(job.plan)), executor, stage)
 
 

@@ -114,7 +114,6 @@ class TestEnlargedWithTwoChannels(_Contract):
 
 class TestWithoutResampling(_Contract):
     settings = {"rescale": 0.8, "resample": False, "augment": True}  # noqa: RUF012
-    maps_are_local = False  # they have a grid of their own
     n_plans = 2
 
 
@@ -153,7 +152,7 @@ def test_resample_decides_on_which_grid_flows_are_followed(cellpose, image, resc
     assert maps.shape == (3, *SHAPE)
     assert own.shape[0] == 3
     assert all(n - 2 <= m <= n for n, m in zip(seen, own.shape[1:], strict=True))
-    assert coarse.maps_shape(view) == own.shape[1:]
+    assert coarse.maps_box(view.image, view.window.box).shape == own.shape[1:]
     one, other = (run(m, image[:1])[0] for m in (fine, coarse))
     assert one.shape == other.shape == SHAPE
     assert not np.array_equal(one > 0, other > 0)
@@ -418,7 +417,7 @@ def test_maps_of_a_window_are_those_of_the_image(data, random_file, resample, au
     adapted, part, view = maps_of(method, image, box)
     first = start if resample else int(nearest(max(1, int(n * rescale)), n, start, start + 1)[0])
     assert np.array_equal(part[:, : whole.shape[1]], whole[:, :, first : first + part.shape[2]])
-    assert adapted.maps_shape(view) == part.shape[1:]
+    assert adapted.maps_box(view.image, box).shape == part.shape[1:]
 
 
 @pytest.mark.parametrize(

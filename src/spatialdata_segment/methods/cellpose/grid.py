@@ -55,6 +55,14 @@ class Resized:
         sides = zip(self.pick(window), self.image, self.seen, window.stop, strict=True)
         return _box([(int(at[0]), m if b == n else int(at[-1]) + 1) for at, n, m, b in sides])
 
+    def picking(self, box: Box) -> Box:
+        """Return the least window that `picked` gives all of a box for."""
+        sides = []
+        for n, m, a, b in zip(self.image, self.seen, box.start, box.stop, strict=True):
+            taken = np.arange(n) if n == m else nearest(m, n, 0, n)
+            sides.append((int(np.searchsorted(taken, a, "right")) - 1, int(np.searchsorted(taken, b - 1)) + 1))
+        return _box(sides)
+
     def pick(self, window: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the row and the column to the network that those of a window take without interpolation."""
         sides = zip(self.image, self.seen, window.start, window.stop, strict=True)

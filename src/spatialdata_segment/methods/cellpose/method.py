@@ -117,6 +117,9 @@ class Cellpose(Method):
     name: ClassVar[str] = "cellpose"
     ndims: ClassVar[frozenset[int]] = frozenset({2})
     map_dtype: ClassVar[str | None] = "float16"
+    decode_parameters: ClassVar[frozenset[str]] = frozenset(
+        {"flow_threshold", "cellprob_threshold", "min_size", "max_size_fraction", "niter", "follow_on"}
+    )
     uses_device: ClassVar[bool] = True
     seconds_per_megapixel: ClassVar[float] = 3.0
 
@@ -358,21 +361,24 @@ class Cellpose(Method):
         network: Network = view.model  # type: ignore[assignment]
         grid, window = self._grid(view.image.shape), view.window.box
         block = window.grow(self.reach(view.image), view.window.image)
-        box = self._map_box(view)
+        box = grid.needed(window) if self.resample else grid.picked(window)
         own = grid.needed(view.window.own)
         maps, _ = self._maps(network, image, block.start, grid, box, view.statistics, view.run, own)
         if not self.resample or grid.is_same:
             return maps
         return resize(maps, box.start, *grid.to_image(window))
 
-    def _map_box(self, view: View) -> Box:
-        """Return the pixels to the network that a window's maps are made of."""
-        grid, window = self._grid(view.image.shape), view.window.box
-        return grid.needed(window) if self.resample else grid.picked(window)
+    def map_context(self, image: ImageInfo) -> tuple[int, ...]:
+        """Return none: whole tiles are read, which `reach` has."""
+        return (0, 0)
 
-    def maps_shape(self, view: View) -> tuple[int, ...]:
-        """Return the shape of a window's maps."""
-        return view.window.box.shape if self.resample else self._map_box(view).shape
+    def maps_box(self, image: ImageInfo, box: Box) -> Box:
+        """Return the pixels to the network that a window's maps are: without resampling they have its grid."""
+        return box if self.resample else self._grid(image.shape).picked(box)
+
+    def maps_window(self, image: ImageInfo, box: Box) -> Box:
+        """Return the window of which the network's pixels are taken."""
+        return box if self.resample else self._grid(image.shape).picking(box)
 
     def _maps(
         self,
@@ -419,7 +425,7 @@ class Cellpose(Method):
 
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
         """Follow the flows."""
-        window, grid, box = view.window, self._grid(view.image.shape), self._map_box(view)
+        window, grid, box = view.window, self._grid(view.image.shape), self.maps_box(view.image, view.window.box)
         edge = window.edge[1:]
         if self.resample or grid.is_same:
             found = decode_flows(maps, edge, self._rules(view.image), follow=self._follow(view.device))

@@ -1,0 +1,287 @@
+"""The store of dense maps between the two phases: written with what decoding needs to know, and read again."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import shapely
+import zarr
+from pydantic import ValidationError
+
+from spatialdata_segment import _elements
+from spatialdata_segment._channels import Channel, roles
+from spatialdata_segment._prepare import Prepared, needed_shards
+from spatialdata_segment._request import Region, Request, make_plans, measured_channels
+from spatialdata_segment.config import Workflow
+from spatialdata_segment.core.plan import Plan
+from spatialdata_segment.core.statistics import Statistic
+from spatialdata_segment.engine.maps import Maps, predict_maps
+from spatialdata_segment.engine.memory import check_memory, shard_bytes
+from spatialdata_segment.engine.preprocess import Measured
+from spatialdata_segment.engine.scratch import Scratch, write_json
+from spatialdata_segment.engine.shard import Job
+from spatialdata_segment.errors import InputError, MissingError, ScratchError
+from spatialdata_segment.methods.base import ImageInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+    from spatialdata_segment.engine.executor import Executor
+    from spatialdata_segment.methods.base import Method
+
+MANIFEST = "maps.json"
+"""Written when all maps are there: what decoding needs to know besides."""
+
+
+def check_maps(flow: Workflow) -> None:
+    """Raise where a method's maps are nothing to keep."""
+    for mask, method in flow.methods().items():
+        if not method.maps_are_local:
+            raise InputError(
+                f"the {mask} method {method.name!r} labels each window by itself: it has no dense maps that could be "
+                "kept and decoded apart. Use segment() without keep_maps, or a method with predict and decode"
+            )
+
+
+@contextmanager
+def opened(
+    folder: Path, request: Request, executor: Executor, *, resume: bool = True, overwrite: bool = False
+) -> Iterator[Scratch]:
+    """Open the store of maps of a request."""
+    fingerprint = request.fingerprint()
+    try:
+        store = Scratch(folder, fingerprint, given=True, resume=resume)
+    except ScratchError:
+        if not overwrite:
+            raise
+        store = Scratch(folder, fingerprint, given=True, resume=False)
+    try:
+        executor.check_folder(folder)
+        yield store
+    finally:
+        store.close()
+
+
+def with_maps(ready: Prepared, store: Scratch, executor: Executor) -> Prepared:
+    """Write the maps of every mask, then what decoding needs to know; return the jobs that read them."""
+    request, jobs = ready.request, {}
+    group = zarr.open_group(store.folder, mode="a")
+    for name, job in ready.jobs.items():
+        size = int(np.prod([max(c) for c in job.plan.chunks]))
+        shards = None if request.region is None else needed_shards(request, name)
+        jobs[name] = replace(job, maps=predict_maps(job, store.part(name), shards, size, executor, name))
+    _write_region(group, request.region)
+    write_json(store.folder / MANIFEST, _manifest(replace(ready, jobs=jobs)))
+    return replace(ready, jobs=jobs)
+
+
+def _manifest(ready: Prepared) -> dict[str, Any]:
+    request = ready.request
+    masks = {}
+    for name, job in ready.jobs.items():
+        assert job.maps is not None
+        original, levels = request.workflow.methods()[name], ready.measured[name]
+        adapted = {k: v for k, v in job.method if getattr(original, k) != v}
+        masks[name] = {
+            "adapted": adapted,
+            "fingerprint": original.fingerprint(),
+            "channels": [asdict(c) for c in request.channels[name]],
+            "dtype": job.image.dtype.str,
+            "levels": [[asdict(s), v] for s, v in levels.levels.items()],
+            "statistics": [[asdict(s), v] for s, v in levels.statistics.items()],
+            "blocks": job.maps.blocks.chunks,
+            "lacking": sorted(job.maps.lacking),
+            "token": job.maps.token,
+        }
+    plan = next(iter(request.plans.values()))
+    polygons = None if request.region is None else request.region.polygons
+    return {
+        "grid": _elements.packed(request.ref),
+        "dtype": request.info.dtype.str,
+        "pixel_size": request.info.pixel_size,
+        "region": None
+        if request.region is None
+        else ("mask" if polygons is None else shapely.to_wkb(polygons, hex=True)),
+        "shard_size": int(np.prod([max(c) for c in plan.chunks])),
+        "overlap_px": request.overlap_px,
+        "workflow": request.workflow.model_dump(mode="json"),
+        "device": request.devices[0].partition(":")[0],
+        "masks": masks,
+    }
+
+
+def _write_region(group: zarr.Group, region: Region | None) -> None:
+    if region is None or region.mask is None:
+        return
+    chunks = tuple(min(1024, n) for n in region.mask.shape)
+    array = group.create_array("region", shape=region.mask.shape, chunks=chunks, dtype="bool", overwrite=True)
+    da.store([region.mask.rechunk(chunks)], [array], lock=False)  # type: ignore[list-item]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        if (folder / "run.json").exists():
+            raise MissingError(f"the maps in {folder} are not complete: call predict() again, it goes on from them")
+        raise MissingError(f"no maps in {folder}: expected a folder that predict() wrote")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def read_workflow(kept: Mapping[str, Any]) -> Workflow:
+    try:
+        return Workflow(**kept["workflow"])
+    except ValidationError as error:
+        raise InputError(
+            f"the workflow of these maps cannot be read: {error.errors()[0]['msg']}. Methods of your own must be "
+            "registered (register_method), or give workflow="
+        ) from error
+
+
+def prepared_of(
+    folder: Path,
+    kept: Mapping[str, Any],
+    original: Workflow,
+    flow: Workflow,
+    sdata: SpatialData,
+    executor: Executor,
+    *,
+    key_added: str,
+    measure_channels: Sequence[str | int] | str | int | None,
+    system: str,
+    shard_size: int | None,
+    overlap_px: int | Sequence[int] | None,
+    devices: str | Sequence[str],
+    shapes: bool,
+    table: bool,
+) -> Prepared:
+    """Put together what the maps' manifest and the call say."""
+    ref, masks = _image_of(sdata, _elements.unpacked(kept["grid"])), kept["masks"]
+    if system not in ref.transformations:
+        raise InputError(
+            f"the maps have no coordinate system {system!r}: expected one of {', '.join(sorted(ref.transformations))}"
+        )
+    shape = ref.pyramid[0]
+    size = kept["pixel_size"]
+    info = ImageInfo(shape, np.dtype(kept["dtype"]), None if size is None else tuple(size))
+    images = {m: replace(info, dtype=np.dtype(k["dtype"]), n_channels=len(k["channels"])) for m, k in masks.items()}
+    measured = {m: Measured(_numbers(k["levels"]), _numbers(k["statistics"])) for m, k in masks.items()}
+    methods = {m: _adapted(m, original, flow, masks, images, measured) for m in flow.methods()}
+    overlap = kept["overlap_px"] if overlap_px is None else overlap_px
+    channels = {m: tuple(Channel(tuple(c["indices"]), c["stain"]) for c in masks[m]["channels"]) for m in methods}
+    preprocessing = flow.preprocessing({m: roles(methods[m], m, len(c)) for m, c in channels.items()})
+    plans = make_plans(methods, info, shard_size or kept["shard_size"], overlap)
+    lacking = any(masks[m]["lacking"] for m in methods) and isinstance(ref, _elements.ImageRef)
+    on_device = any(m.decodes_on_device or (lacking and m.uses_device) for m in methods.values())
+    here = executor.devices(devices, used=on_device)
+    request = Request(
+        ref=ref,
+        info=info,
+        workflow=flow,
+        channels=channels,
+        preprocessing=preprocessing,
+        images=images,
+        plans=plans,
+        region=_region(folder, kept["region"]),
+        measured=measured_channels(ref, measure_channels) if isinstance(ref, _elements.ImageRef) else (),
+        matrix=_elements.pixel_matrix(ref.transformations[system], len(shape)),
+        key_added=key_added,
+        shapes=shapes,
+        table=table,
+        overlap_px=overlap,
+        devices=here,
+        files={"maps": _digest(kept)},
+        said={m: _said(masks[m]["fingerprint"], flow.methods()[m]) for m in methods},
+        made_on=kept["device"],
+    )
+    jobs = {}
+    for name, method in methods.items():
+        check_memory(plans[name], shard_bytes(plans[name], method, images[name], from_maps=True), executor)
+        at = masks[name]
+        blocks = Plan(tuple(sum(c) for c in at["blocks"]), tuple(map(tuple, at["blocks"])), (0,) * info.ndim)
+        there = Maps(folder / name, blocks, at["token"], frozenset(at["lacking"]))
+        jobs[name] = Job(
+            method,
+            images[name],
+            plans[name],
+            measured[name].statistics,
+            None,
+            devices=here,
+            kept=True,
+            maps=there,
+        )
+        if there.lacking and isinstance(ref, _elements.ImageRef):  # what is missing is predicted
+            levels = measured[name].levels
+            source = preprocessing[name].apply(request.source(name), levels)
+            jobs[name] = replace(jobs[name], source=source, stored=request.reader(name, levels))
+    return Prepared(request, jobs, measured)
+
+
+def _image_of(sdata: SpatialData, grid: _elements.Grid) -> _elements.Grid:
+    """Return the image of the maps where the object holds it, else its grid."""
+    if grid.key not in sdata.images:
+        return grid
+    ref = _elements.read_image(sdata, grid.key, grid.scale)
+    if ref.pyramid[0] != grid.pyramid[0]:
+        raise InputError(
+            f"image {grid.key!r} at {grid.scale!r} has shape {ref.pyramid[0]}, and the maps are of {grid.pyramid[0]}: "
+            "pass the object that they were predicted of, or one without an image of that name"
+        )
+    return ref
+
+
+def _adapted(
+    mask: str,
+    original: Workflow,
+    flow: Workflow,
+    masks: Mapping[str, Any],
+    images: Mapping[str, ImageInfo],
+    measured: Mapping[str, Measured],
+) -> Method:
+    """Return a method as it was adapted to the image, with the thresholds asked for."""
+    asked, before = flow.methods()[mask], original.methods().get(mask)
+    if before is None or type(before) is not type(asked):
+        had = "none" if before is None else repr(before.name)
+        raise InputError(f"the {mask} method is {asked.name!r}, and the maps have {had}: predict with this workflow")
+    for name in type(asked).model_fields:
+        if name not in asked.decode_parameters and getattr(asked, name) != getattr(before, name):
+            raise InputError(
+                f"{mask}.{name} is {getattr(asked, name)!r}, and the maps were predicted with "
+                f"{getattr(before, name)!r}: predict again; decoding may change {sorted(asked.decode_parameters)}"
+            )
+    lacking = [s.label for s in asked.statistics(images[mask]) if s not in measured[mask].statistics]
+    if lacking:
+        raise InputError(f"the {mask} method needs {', '.join(lacking)}, which was not measured: predict again")
+    return asked.model_copy(update=masks[mask]["adapted"])
+
+
+def _said(before: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    now = method.model_dump(mode="json", include=set(method.decode_parameters))
+    return {k: now.get(k, v) for k, v in before.items()}
+
+
+def _numbers(content: Sequence[Any]) -> dict[Statistic, float]:
+    return {Statistic(**s): value for s, value in content}
+
+
+def _region(folder: Path, said: str | None) -> Region | None:
+    if said is None:
+        return None
+    if said == "mask":
+        return Region(None, da.from_zarr(zarr.open_array(folder / "region", mode="r")))
+    polygons = shapely.from_wkb(said)
+    shapely.prepare(polygons)
+    return Region(polygons, None)
+
+
+def _digest(kept: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"

@@ -1,0 +1,125 @@
+"""A request and an image made ready, and its masks run one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from spatialdata_segment._request import Request, halo_of
+from spatialdata_segment.engine.mask import Mask, run_mask
+from spatialdata_segment.engine.memory import check_memory, shard_bytes
+from spatialdata_segment.engine.preprocess import Measured, measure
+from spatialdata_segment.engine.shard import Job
+from spatialdata_segment.engine.stitch import MissingCoresError
+from spatialdata_segment.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from spatialdata_segment.engine.executor import Executor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose methods know the image.
+
+    Attributes
+    ----------
+    request
+        With the plans of these methods.
+    jobs
+        What the shards of each mask share.
+    measured
+        The numbers of the whole image.
+    """
+
+    request: Request
+    jobs: dict[str, Job]
+    measured: dict[str, Measured]
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Return the numbers of each mask by their names."""
+        return {name: found.labelled() for name, found in self.measured.items()}
+
+
+def prepare(
+    request: Request,
+    part: Callable[[str], Path],
+    executor: Executor,
+    measured: Mapping[str, Measured] | None = None,
+    *,
+    kept: bool = False,
+) -> Prepared:
+    """Measure the image and adapt the methods to it.
+
+    The numbers of a mask are measured unless they are handed in; they are kept in the folder that ``part`` returns for
+    it. ``kept``: the scratch outlives a failure.
+    """
+    found: dict[str, Measured] = {}
+    jobs, plans = {}, {}
+    for name, method in request.workflow.methods().items():
+        plan, image = request.plans[name], request.images[name]
+        source, preprocessing = request.source(name), request.preprocessing[name]
+        numbers = (measured or {}).get(name)
+        if numbers is None:
+            path = part(name) if request.files is not None else None
+            numbers = measure(source, preprocessing, method, image, plan, executor, name, path, devices=request.devices)
+        found[name] = numbers
+        method = method.adapted(image, numbers.statistics)
+        plans[name] = replace(plan, halo=halo_of(method, image, request.overlap_px))
+        check_memory(plans[name], shard_bytes(plans[name], method, image), executor)
+        jobs[name] = Job(
+            method,
+            image,
+            plans[name],
+            numbers.statistics,
+            preprocessing.apply(source, numbers.levels),
+            request.reader(name, numbers.levels),
+            devices=request.devices,
+            verify=request.files is None,
+            kept=kept and request.workflow.resumable,
+        )
+    return Prepared(replace(request, plans=plans), jobs, found)
+
+
+def run_masks(ready: Prepared, executor: Executor, part: Callable[[str], Path]) -> dict[str, Mask]:
+    """Run the masks one after the other; their shards go into the folder that ``part`` returns."""
+    request, jobs = ready.request, ready.jobs
+    masks: dict[str, Mask] = {}
+    needed = {name: needed_shards(request, name) for name in jobs}
+    while len(masks) < len(jobs):
+        try:
+            for name, job in jobs.items():
+                before = masks.get("nucleus") if name == "cell" else None
+                seeds = before.labels.seeds if before is not None and job.method.seeded else None
+                masks[name] = run_mask(
+                    replace(job, seeds=seeds),
+                    part(name),
+                    needed[name],
+                    executor,
+                    name,
+                    before.labels if before is not None else None,
+                    measured=request.is_measured,
+                )
+        except MissingCoresError as error:  # a cell at the region's edge needs nuclei from farther away
+            needed["nucleus"] = sorted({*needed["nucleus"], *error.cores})
+            masks.clear()
+    return masks
+
+
+def needed_shards(request: Request, mask: str) -> list[int]:
+    """Return the shards that a mask must be computed in: all, or those of the region."""
+    plan = request.plans[mask]
+    if request.region is None:
+        return list(range(len(plan)))
+    wanted = request.region.shards(plan)
+    if not wanted:
+        raise InputError(
+            f"the region of interest misses the image {request.ref.key!r} (pixels {plan.image}): check its "
+            "coordinates and to_coordinate_system"
+        )
+    if mask == "cell" or not request.workflow.is_pair:
+        return wanted
+    around = (plan.touched(request.plans["cell"].window(i).box) for i in wanted)
+    return sorted(set().union(*around))
