@@ -6,8 +6,9 @@ import argparse
 import logging
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment._version import __version__
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0, or 2 where something was wrong and stderr says what; a wrong argument raises ``SystemExit(2)``.
     """
     args = _parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     from spatialdata_segment.errors import SegmentationError
 
     with warnings.catch_warnings():
@@ -44,18 +46,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+_VERBS = {
+    "run": "segment an image of a store, and write labels, outlines and tables into it",
+    "predict": "first phase of a run: write the dense maps of an image into a folder (the part that wants a GPU)",
+    "decode": "second phase of a run: turn dense maps into labels, outlines and tables, elsewhere if need be",
+    "plan": "print what a run would take: shards, memory, disk, time",
+}
+
+
+class _Command(argparse.ArgumentParser):
+    """A command; those of `_VERBS` learn their options when they are called, from functions slow to import."""
+
+    lazy = ""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse, with all options there."""
+        if self.lazy:
+            from spatialdata_segment import _commands
+
+            getattr(_commands, f"fill_{self.lazy}")(self)
+            self.lazy = ""
+        return super().parse_known_args(args, namespace)
+
+
+def _run_verb(name: str, args: argparse.Namespace) -> None:
+    from spatialdata_segment import _commands
+
+    getattr(_commands, f"do_{name}")(args)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spatialdata-segment", description="Segment the cells of images of any size, without seams."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
+    for name, text in _VERBS.items():
+        verb = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        verb.lazy = name
+        _finish(verb, partial(_run_verb, name))
+    _add_cluster(commands)
     _add_demo(commands)
     _add_models(commands)
     return parser
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_cluster(commands: argparse._SubParsersAction[_Command]) -> None:
+    cluster = commands.add_parser("cluster", help="print a cluster configuration to fill in")
+    actions = cluster.add_subparsers(dest="action", required=True)
+    template = actions.add_parser("template", help="YAML for --cluster-config, with a comment on every field")
+    _finish(template, partial(_run_verb, "cluster_template"))
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Command]) -> None:
     demo = commands.add_parser(
         "demo",
         help="segment synthetic tissue, or an image file, and write a store and a picture",
@@ -79,7 +122,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _finish(demo, _demo)
 
 
-def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_models(commands: argparse._SubParsersAction[_Command]) -> None:
     models = commands.add_parser("models", help="list and fetch the models of Cellpose")
     actions = models.add_subparsers(dest="action", required=True)
     _finish(actions.add_parser("list", help="models known by name, and whether they are there"), _list_models)

@@ -44,6 +44,10 @@ class ScratchError(SegmentationError):
     """A scratch folder that cannot be used: not writable, full, or of another run."""
 
 
+class ClusterError(SegmentationError):
+    """Workers that do not start, or do not stay."""
+
+
 def is_whole(value: object) -> TypeGuard[int]:
     """Tell whether a value that was given is a whole number (True and False are none)."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -60,7 +60,8 @@ class Resized:
         sides = []
         for n, m, a, b in zip(self.image, self.seen, box.start, box.stop, strict=True):
             taken = np.arange(n) if n == m else nearest(m, n, 0, n)
-            sides.append((int(np.searchsorted(taken, a, "right")) - 1, int(np.searchsorted(taken, b - 1)) + 1))
+            start = int(np.searchsorted(taken, a, "right")) - 1
+            sides.append((start, min(n, max(start, int(np.searchsorted(taken, b - 1))) + 1)))
         return _box(sides)
 
     def pick(self, window: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
