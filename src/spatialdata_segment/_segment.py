@@ -8,10 +8,13 @@ import shutil
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
+from spatialdata_segment._many import run_each, workflows
 from spatialdata_segment._maps import check_maps, opened, with_maps
 from spatialdata_segment._prepare import Prepared, prepare, run_masks
 from spatialdata_segment._request import Request, leftovers, resolve
@@ -35,11 +38,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DOT = ".spatialdata_segment"
+_object = Lock()
+"""Held while a run changes an object: several images may be at work."""
 
 
 def segment(
     sdata: SpatialData,
-    image_key: str,
+    image_key: str | Sequence[str] | Mapping[str, Any],
     workflow: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any] = "dapi",
     *,
     channels: Sequence[str | int] | str | int | None = None,
@@ -73,7 +78,8 @@ def segment(
     sdata
         The object; it is changed and returned.
     image_key
-        Name of an image with axes ``(c, y, x)`` or ``(c, z, y, x)``, single- or multiscale.
+        Name of an image with axes ``(c, y, x)`` or ``(c, z, y, x)``, single- or multiscale. Several names, or a
+        mapping from names to workflows: all images in one run, as if each by itself; the other options hold for all.
     workflow
         Name of a workflow ("dapi"), a `Workflow`, one method, or any function from ``(c, y, x)`` pixels to
         ``(y, x)`` integer labels. The function is called with windows of the image; see `Function`.
@@ -89,7 +95,7 @@ def segment(
     bounding_box
         In place of ``roi_key``: ``(x_min, y_min, x_max, y_max)`` in ``to_coordinate_system``.
     key_added
-        Prefix of the names written.
+        Prefix of the names written; of several images after the image's name, ``{image}_{key_added}``.
     measure_channels
         Channels whose mean intensity a cell goes into the table; None: all.
     to_coordinate_system
@@ -134,34 +140,46 @@ def segment(
         When a shard failed; the others are kept for the next call.
     ScratchError
         When the scratch or the store cannot be written, or is full.
+    ImagesError
+        When some of several images failed, at the end; the others are written.
     """
-    flow = as_workflow(workflow)
     executor = Executor(n_jobs)
     if _elements.local_store(sdata) is not None:
         recover_sdata(sdata)
-    request = resolve(
-        sdata,
-        image_key,
-        flow,
-        channels=channels,
-        scale=scale,
-        roi_key=roi_key,
-        bounding_box=bounding_box,
-        key_added=key_added,
-        measure_channels=measure_channels,
-        to_coordinate_system=to_coordinate_system,
-        pixel_size=pixel_size,
-        shard_size=shard_size,
-        overlap_px=overlap_px,
-        executor=executor,
-        devices=devices,
-        shapes=shapes,
-        table=table,
-    )
-    _elements.check_outputs(sdata, request.names(), overwrite)
-    maps = _maps_folder(sdata, request, scratch) if keep_maps else None
+    several = not isinstance(image_key, str)
+    flows = workflows(image_key, workflow) if several else {image_key: as_workflow(workflow)}
+    runs, names = {}, {}
+    for key, flow in flows.items():
+        request = resolve(
+            sdata,
+            key,
+            flow,
+            channels=channels,
+            scale=scale,
+            roi_key=roi_key,
+            bounding_box=bounding_box,
+            key_added=f"{key}_{key_added}" if several else key_added,
+            measure_channels=measure_channels,
+            to_coordinate_system=to_coordinate_system,
+            pixel_size=pixel_size,
+            shard_size=shard_size,
+            overlap_px=overlap_px,
+            executor=executor,
+            devices=devices,
+            shapes=shapes,
+            table=table,
+        )
+        folder = Path(scratch) / key if several and scratch is not None else scratch
+        maps = _maps_folder(sdata, request, folder) if keep_maps else None
+        names |= request.names()
+        how = {"scratch": folder, "resume": resume, "overwrite": overwrite, "maps": maps}
+        runs[key] = partial(execute, sdata, request, executor, **how)
+    _elements.check_outputs(sdata, names, overwrite)
     with progress_bars(progress):
-        execute(sdata, request, executor, scratch=scratch, resume=resume, overwrite=overwrite, maps=maps)
+        if several:
+            run_each(runs, executor)
+        else:
+            runs[str(image_key)]()
     return sdata
 
 
@@ -194,7 +212,8 @@ def execute(
     with ExitStack() as stack:
         folder = stack.enter_context(_scratch(sdata, request, scratch, resume))
         executor.check_folder(folder.folder)
-        staging = stack.enter_context(Staging(sdata, folder.part("staging")))
+        with _object:
+            staging = stack.enter_context(Staging(sdata, folder.part("staging")))
         started = time.time()
         kept = scratch is not None or _elements.local_store(sdata) is not None
         if ready is None:
@@ -208,7 +227,8 @@ def execute(
         if overwrite:
             stale = leftovers(request.key_added, request.names())
             staging.remove([name for name in stale if name != request.roi_key])
-        staging.commit()
+        with _object:
+            staging.commit()
         _write_record(sdata, request, folder, masks, executor, started)
         folder.clear()
 

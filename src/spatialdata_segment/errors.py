@@ -48,6 +48,20 @@ class ClusterError(SegmentationError):
     """Workers that do not start, or do not stay."""
 
 
+class ImagesError(SegmentationError):
+    """Some of several images failed; the others are done.
+
+    Attributes
+    ----------
+    errors
+        What was raised, by image.
+    """
+
+    def __init__(self, message: str, errors: dict[str, Exception]) -> None:
+        super().__init__(message)
+        self.errors = errors
+
+
 def is_whole(value: object) -> TypeGuard[int]:
     """Tell whether a value that was given is a whole number (True and False are none)."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
@@ -29,6 +30,7 @@ class Event:
     total: int
 
 
+_image: ContextVar[str] = ContextVar("image", default="")
 _listeners: list[Callable[[Event], None]] = []
 
 
@@ -42,8 +44,19 @@ def listen(listener: Callable[[Event], None]) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+@contextmanager
+def of_image(name: str) -> Iterator[None]:
+    """Name the image in all stages that this thread tells of inside the ``with`` block."""
+    token = _image.set(f"{name}: ")
+    try:
+        yield
+    finally:
+        _image.reset(token)
+
+
 def emit(event: Event) -> None:
     """Tell every listener."""
+    event = replace(event, stage=_image.get() + event.stage)
     for listener in tuple(_listeners):
         listener(event)
 

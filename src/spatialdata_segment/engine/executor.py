@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -58,6 +60,11 @@ class Executor:
             raise InputError(f"n_jobs={n_jobs}, expected a whole number from 1, or None for all cores")
         self.client = _active_client()
         self.n_jobs = n_jobs if n_jobs is not None else _cores()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        """The threads of this executor, whatever the number of those that call it."""
+        return ThreadPoolExecutor(self.n_jobs)
 
     @property
     def where(self) -> str:
@@ -139,10 +146,11 @@ class Executor:
                 done += 1
                 emit(Event(stage, done, total))
 
-        with Callback(posttask=posttask):
-            if self.n_jobs == 1:
-                return list(get_sync(graph, list(keys)))
-            return list(get_threaded(graph, list(keys), num_workers=self.n_jobs))
+        ours = (None, None, None, posttask, None)  # given, and not set for all: several images may run at once
+        callbacks = [*Callback.active, ours]
+        if self.n_jobs == 1:
+            return list(get_sync(graph, list(keys), callbacks=callbacks))
+        return list(get_threaded(graph, list(keys), pool=self._pool, callbacks=callbacks))
 
     def _workers(self) -> dict[str, Any]:
         assert self.client is not None
