@@ -160,8 +160,9 @@ def _by_blocks(
 ) -> list[Report | Failure]:
     """Run shards on blocks that come through ``map_overlap``."""
     flat: list[Report | Failure] = []
+    array = overlapped(job)
     for strip in _strips(job, pending):
-        graph, keys = shard_graph(job, strip)
+        graph, keys = shard_graph(array, job.plan, strip)
         try:
             results = executor.run(graph, keys, stage, before + len(flat), total, on_device=job.on_device)
         except ScratchError:
@@ -208,20 +209,19 @@ def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> 
     return [plan.core(i) for i in sorted(reached.union(needed))]
 
 
-def shard_graph(job: Job, pending: Sequence[int]) -> tuple[Any, list[Any]]:
-    """Return a dask graph and its keys that run shards.
-
-    The blocks come through ``map_overlap``, so that pixels shared by neighbours are read once. It cannot reach
-    beyond the neighbouring core: a shard whose halo does reads its own box.
-    """
-    array = overlapped(job)
-    keys = [(array.name, 0, *(int(k) for k in np.unravel_index(i, job.plan.grid))) for i in pending]
+def shard_graph(array: da.Array, plan: Plan, pending: Sequence[int]) -> tuple[Any, list[Any]]:
+    """Return the part of the graph of `overlapped` that runs some shards, and their keys."""
+    keys = [(array.name, 0, *(int(k) for k in np.unravel_index(i, plan.grid))) for i in pending]
     graph: Any = array.__dask_graph__()
     return (graph.cull(keys) if keys else {}), keys
 
 
 def overlapped(job: Job) -> da.Array:
-    """Return the array of shard results, one element a shard, of dtype object."""
+    """Return the array of shard results, one element a shard, of dtype object.
+
+    The blocks come through ``map_overlap``, so that pixels shared by neighbours are read once. It cannot reach
+    beyond the neighbouring core: a shard whose halo does reads its own box.
+    """
     assert job.source is not None
     plan = job.plan
     image = job.source.rechunk((job.source.shape[0], *plan.chunks), threshold=1 << 40)
