@@ -22,7 +22,7 @@ from spatialdata_segment.config import Workflow
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.core.statistics import Statistic
 from spatialdata_segment.engine.maps import Maps, predict_maps
-from spatialdata_segment.engine.memory import check_memory, shard_bytes
+from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.preprocess import Measured
 from spatialdata_segment.engine.scratch import Scratch, write_json
 from spatialdata_segment.engine.shard import Job
@@ -203,9 +203,9 @@ def prepared_of(
         said={m: _said(masks[m]["fingerprint"], flow.methods()[m]) for m in methods},
         made_on=kept["device"],
     )
+    check_memory(plans, methods, images, executor, lambda n: make_plans(methods, info, n, overlap), from_maps=True)
     jobs = {}
     for name, method in methods.items():
-        check_memory(plans[name], shard_bytes(plans[name], method, images[name], from_maps=True), executor)
         at = masks[name]
         blocks = Plan(tuple(sum(c) for c in at["blocks"]), tuple(map(tuple, at["blocks"])), (0,) * info.ndim)
         there = Maps(folder / name, blocks, at["token"], frozenset(at["lacking"]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from spatialdata_segment._request import Request, halo_of
+from spatialdata_segment._request import Request, halo_of, make_plans
 from spatialdata_segment.engine.mask import Mask, run_mask
-from spatialdata_segment.engine.memory import check_memory, shard_bytes
+from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.preprocess import Measured, measure
 from spatialdata_segment.engine.shard import Job
 from spatialdata_segment.engine.stitch import MissingCoresError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.engine.executor import Executor
 
 
@@ -68,7 +69,6 @@ def prepare(
         found[name] = numbers
         method = method.adapted(image, numbers.statistics)
         plans[name] = replace(plan, halo=halo_of(method, image, request.overlap_px))
-        check_memory(plans[name], shard_bytes(plans[name], method, image), executor)
         jobs[name] = Job(
             method,
             image,
@@ -80,6 +80,12 @@ def prepare(
             verify=request.files is None,
             kept=kept and request.workflow.resumable,
         )
+
+    def cut(shard_size: int) -> dict[str, Plan]:
+        cores = make_plans(request.workflow.methods(), request.info, shard_size, request.overlap_px)
+        return {name: replace(plan, halo=plans[name].halo) for name, plan in cores.items()}
+
+    check_memory(plans, {name: job.method for name, job in jobs.items()}, request.images, executor, cut)
     return Prepared(replace(request, plans=plans), jobs, found)
 
 

@@ -18,7 +18,7 @@ from dask.delayed import delayed
 from spatialdata_segment import _elements
 from spatialdata_segment._channels import Channel, base_channels, method_channels, read_channels, roles
 from spatialdata_segment.core.plan import Plan
-from spatialdata_segment.engine.memory import check_memory, shard_bytes
+from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.engine.whole import read_source
 from spatialdata_segment.errors import InputError, is_whole
@@ -292,9 +292,9 @@ def resolve(
         devices=executor.devices(devices, used=any(m.uses_device for m in methods.values())),
         files=_elements.stat_fingerprint(ref),
     )
-    for mask, plan in request.plans.items():
-        methods[mask].check(request.images[mask])
-        check_memory(plan, shard_bytes(plan, methods[mask], request.images[mask]), executor)
+    for mask, method in methods.items():
+        method.check(request.images[mask])
+    check_memory(request.plans, methods, request.images, executor, lambda n: make_plans(methods, info, n, overlap_px))
     return request
 
 

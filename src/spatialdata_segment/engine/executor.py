@@ -17,7 +17,7 @@ from dask.threaded import get as get_threaded
 
 from spatialdata_segment.engine.devices import resolve_devices
 from spatialdata_segment.engine.events import Event, emit
-from spatialdata_segment.errors import InputError, ScratchError, SegmentationError, is_whole
+from spatialdata_segment.errors import ClusterError, InputError, ScratchError, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 GPU = "GPU"
 """The resource, of workers that tell theirs, that tasks on a GPU take one of."""
+
+_FILLED = 0.8
+"""Share of its memory limit at which a worker of ``distributed`` pauses."""
 
 
 class Room(NamedTuple):
@@ -77,32 +80,55 @@ class Executor:
         """Return the processes that will run shards, and the memory of each, as far as it is limited."""
         if self.client is None:
             return [Room("this machine", psutil.virtual_memory().available, self.n_jobs)]
-        workers = self._workers().items()
-        return [Room(f"worker {at}", w["memory_limit"], w["nthreads"]) for at, w in workers if w["memory_limit"]]
+        limited = {at: w for at, w in self._workers().items() if w["memory_limit"]}
+        left = {at: max(0, int(_FILLED * w["memory_limit"]) - w["memory"]) for at, w in limited.items()}
+        return [Room(f"worker {at}", left[at], w["nthreads"]) for at, w in limited.items()]
 
     def devices(self, given: str | Sequence[str], *, used: bool) -> tuple[str, ...]:
         """Return the devices of the processes that will run shards; see `resolve_devices`."""
         if self.client is None or not used:
             return resolve_devices(given, used=used)
-        found = self.client.run(resolve_devices, given, used=used)
+        found = self._everywhere(resolve_devices, given, used=used)
         kinds = {at: devices[0].partition(":")[0] for at, devices in found.items()}
         if not found:
-            raise SegmentationError("the cluster has no worker: start some, or wait for them (wait_for_workers)")
+            raise ClusterError("the cluster has no worker: start some, or wait for them (wait_for_workers)")
         if len(set(kinds.values())) > 1:
             raise InputError(f"workers have different devices, {kinds}: the results would differ; pass devices='cpu'")
         fewest: tuple[str, ...] = min(found.values(), key=len)
         return fewest
 
     def check_folder(self, folder: Path) -> None:
-        """Raise where workers do not see a folder of this machine."""
+        """Raise where workers do not see what this process writes into a folder."""
         if self.client is None:
             return
-        blind = [at for at, sees in self.client.run(os.path.isdir, str(folder)).items() if not sees]
+        mark = folder / f".seen-{uuid4().hex}"
+        mark.touch()
+        try:
+            blind = self.blind(mark)
+        finally:
+            mark.unlink(missing_ok=True)
         if blind:
             raise ScratchError(
                 f"the folder {folder} is not there for the workers {', '.join(blind[:3])}: pass scratch= with a folder "
                 "on a disk that this machine and all workers share"
             )
+
+    def blind(self, path: Path) -> list[str]:
+        """Return the workers that do not see a file or folder of this machine."""
+        return [at for at, sees in self._everywhere(os.path.exists, str(path)).items() if not sees]
+
+    def _everywhere(self, function: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
+        """Call a function on every worker, and leave out those that die meanwhile."""
+        if self.client is None:
+            return {}
+        from distributed.comm import CommClosedError
+
+        found: dict[str, Any] = self.client.run(function, *args, on_error="return", **options)
+        alive = {at: answer for at, answer in found.items() if not isinstance(answer, CommClosedError | TimeoutError)}
+        for answer in alive.values():
+            if isinstance(answer, Exception):
+                raise answer
+        return alive
 
     def map(
         self,
@@ -166,23 +192,34 @@ class Executor:
         assert self.client is not None
         tells = on_device and any(w["resources"].get(GPU) for w in self._workers().values())
         futures = self.client.get(graph, list(keys), sync=False, resources={GPU: 1} if tells else None)
-        for done, future in enumerate(as_completed(futures), before + 1):
+        found = {}
+        # taken from its worker at once, a result outlives that worker
+        for future, result in as_completed(futures, with_results=True, raise_errors=False):
             if future.status == "error":
                 error = future.exception()
                 self.client.cancel(futures)
                 if isinstance(error, KilledWorker):
-                    raise SegmentationError(
+                    raise ClusterError(
                         f"{stage}: workers died again and again of one task ({error}): see their logs; less memory a "
                         "task takes a smaller shard_size. Finished shards are kept"
                     ) from error
                 raise error
-            emit(Event(stage, done, total))
-        return list(self.client.gather(futures))
+            if future.status == "cancelled":
+                raise ClusterError(f"{stage}: the scheduler is gone, see its log. Finished shards are kept")
+            found[future.key] = result
+            future.release()
+            emit(Event(stage, before + len(found), total))
+        return [found[future.key] for future in futures]
 
 
 def _told(dask_scheduler: Any = None) -> dict[str, dict[str, Any]]:
     return {
-        at: {"memory_limit": w.memory_limit, "nthreads": w.nthreads, "resources": dict(w.resources)}
+        at: {
+            "memory_limit": w.memory_limit,
+            "memory": int(w.metrics.get("memory", 0)),
+            "nthreads": w.nthreads,
+            "resources": dict(w.resources),
+        }
         for at, w in dask_scheduler.workers.items()
     }
 

@@ -9,9 +9,16 @@ import numpy as np
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from spatialdata_segment.core.plan import Plan
-    from spatialdata_segment.engine.executor import Executor
+    from spatialdata_segment.engine.executor import Executor, Room
     from spatialdata_segment.methods.base import ImageInfo, Method
+
+_LEAST = 1024
+"""Pixels of the least core that is worth proposing."""
+_SURE = 0.9
+"""Share of the memory that a proposal may fill: there may be less of it when the next call looks."""
 
 
 def shard_bytes(plan: Plan, method: Method, info: ImageInfo, *, from_maps: bool = False) -> int:
@@ -33,21 +40,54 @@ def _pixels(plan: Plan, around: tuple[int, ...]) -> float:
     return float(np.prod([min(max(c) + 2 * (h + a), n) for c, h, a, n in sides]))
 
 
-def check_memory(plan: Plan, one: int, executor: Executor) -> None:
-    """Refuse a plan whose shards in flight, of ``one`` byte size, do not fit into the memory that there is.
+def check_memory(
+    plans: Mapping[str, Plan],
+    methods: Mapping[str, Method],
+    images: Mapping[str, ImageInfo],
+    executor: Executor,
+    cut: Callable[[int], Mapping[str, Plan]],
+    *,
+    from_maps: bool = False,
+) -> None:
+    """Refuse plans whose shards in flight do not fit into the memory that there is.
+
+    ``cut`` makes the plans for another ``shard_size``.
 
     Raises
     ------
     InputError
-        Says which shard size would fit.
+        Says which shard size would fit, if any.
     """
-    for room in executor.rooms():
-        flying = min(room.in_flight, len(plan))
-        if one * flying <= room.available:
-            continue
-        core = float(np.prod([max(c) for c in plan.chunks]))
-        fits = int(core * room.available / (one * flying) * 0.7)
-        raise InputError(
-            f"{flying} shards in flight need {one * flying / 1e9:.1f} GB, and {room.name} has "
-            f"{room.available / 1e9:.1f} GB: pass shard_size={max(fits, 1):_}, or fewer n_jobs (threads a worker)"
-        )
+
+    def overflow(plans: Mapping[str, Plan], share: float = 1.0) -> tuple[Room, int, int] | None:
+        for mask, plan in plans.items():
+            one = shard_bytes(plan, methods[mask], images[mask], from_maps=from_maps)
+            for room in rooms:
+                flying = min(room.in_flight, len(plan))
+                if one * flying > share * room.available:
+                    return room, flying, one * flying
+        return None
+
+    rooms = executor.rooms()
+    found = overflow(plans)
+    if found is None:
+        return
+    size = min(int(np.prod([max(c) for c in plan.chunks])) for plan in plans.values())
+    while size >= _LEAST and overflow(cut(size), _SURE) is not None:
+        size = _rounded(size * 3 // 4)
+    room, flying, needed = found
+    then = (
+        f"pass shard_size={size:_}, or fewer"
+        if size >= _LEAST
+        else "no shard_size would do: take more memory, or fewer"
+    )
+    raise InputError(
+        f"{flying} shards in flight need {needed / 1e9:.2f} GB, and {room.name} has {room.available / 1e9:.2f} GB: "
+        f"{then} n_jobs (threads a worker)"
+    )
+
+
+def _rounded(size: int) -> int:
+    """Return a number of two digits and zeros that is not greater."""
+    unit: int = 10 ** max(0, len(str(size)) - 2)
+    return size // unit * unit
