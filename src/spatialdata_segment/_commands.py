@@ -7,7 +7,7 @@ import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
 from spatialdata_segment._maps import read_manifest
@@ -17,33 +17,34 @@ from spatialdata_segment._preview import _DEFAULTS as PLANNED
 from spatialdata_segment._preview import plan
 from spatialdata_segment._segment import DOT, segment
 from spatialdata_segment._stores import open_or_make_store, open_store
-from spatialdata_segment._yaml import read_yaml
+from spatialdata_segment._targets import Target, each, find_targets, raise_failed, read_workflow, target_of
 from spatialdata_segment.cluster import batch_script, cluster_client, read_config, template
 from spatialdata_segment.cluster.client import KINDS
-from spatialdata_segment.config import as_workflow
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from spatialdata import SpatialData
 
     from spatialdata_segment.cluster import ClusterConfig
     from spatialdata_segment.cluster.config import Phase
-    from spatialdata_segment.config import Workflow
+    from spatialdata_segment.errors import SegmentationError
 
 
 def fill_run(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``run``."""
-    _add_image(parser)
+    _add_stores(parser)
     add_options(parser, segment, segment)
     _add_cluster(parser)
 
 
 def fill_predict(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict``."""
-    _add_image(parser)
+    parser.add_argument("store", metavar="STORE", help="SpatialData store, such as tissue.zarr")
+    parser.add_argument("--image", metavar="KEY", help="name of the image in it (default: the only one)")
+    _add_workflow(parser)
     parser.add_argument("--maps", required=True, metavar="DIR", help="folder to write: new, or of an earlier call")
     add_options(parser, predict, segment)
     _add_cluster(parser)
@@ -62,13 +63,24 @@ def fill_decode(parser: argparse.ArgumentParser) -> None:
 
 def fill_plan(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``plan``."""
-    _add_image(parser)
+    _add_stores(parser)
     add_options(parser, segment, segment, only={*PLANNED, "n_jobs"})
 
 
-def _add_image(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", help="SpatialData store, such as tissue.zarr")
-    parser.add_argument("--image", required=True, metavar="KEY", help="name of the image in it")
+def _add_stores(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "stores", nargs="+", metavar="STORE", help="SpatialData stores, such as tissue.zarr, or folders of them"
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        metavar="KEY[=WORKFLOW]",
+        help="an image in them (default: the only one), and its workflow if not that of all; again for each of several",
+    )
+    _add_workflow(parser)
+
+
+def _add_workflow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workflow",
         default="dapi",
@@ -87,37 +99,69 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def do_run(args: argparse.Namespace) -> None:
-    """Segment an image of a store; with phases in the cluster configuration, in two."""
+    """Segment images of stores; with phases in the cluster configuration, in two."""
     config = _cluster_config(args)
     if _wrote_script(args, config):
         return
-    sdata, workflow = open_store(args.store), read_workflow(args.workflow)
+    targets = find_targets(args)
     if config is not None and config.two_phases:
-        _run_in_two(args, sdata, workflow, config)
+        failed = _run_in_two(args, targets, config)
     else:
-        with _workers(args, config, None):
-            segment(sdata, args.image, workflow, **given(segment, args))
-    _tell(args, sdata)
+        with _workers(args, config, None) as client:
+            failed = each(targets, lambda target: _run_one(args, target), client)
+    for target in targets:
+        if target.store not in failed:
+            _tell(args, target.store, target.sdata)
+    raise_failed(failed, len(targets))
 
 
-def _run_in_two(args: argparse.Namespace, sdata: SpatialData, workflow: str | Workflow, config: ClusterConfig) -> None:
-    """Predict on the workers of one phase, decode on those of the other."""
+def _run_one(args: argparse.Namespace, target: Target) -> None:
+    if len(target.flows) > 1:
+        segment(target.sdata, target.flows, **given(segment, args))
+        return
+    ((key, flow),) = target.flows.items()
+    segment(target.sdata, key, flow, **given(segment, args))
+
+
+def _run_in_two(
+    args: argparse.Namespace, targets: Sequence[Target], config: ClusterConfig
+) -> dict[str, SegmentationError | OSError]:
+    """Predict on the workers of one phase, decode on those of the other; return the errors by store."""
     options = given(segment, args)
-    planned = plan(
-        sdata,
-        args.image,
-        workflow,
-        n_jobs=1,
-        **{k: options[k] for k in PLANNED.keys() & options.keys()} | {"devices": "cpu"},
-    )
-    _elements.check_outputs(sdata, planned.outputs, options.get("overwrite", False))
-    maps = Path(args.store) / DOT / f"{options.get('key_added', 'segmentation')}.maps"
-    with _workers(args, config, "predict"):
-        predict(sdata, args.image, workflow, maps, **(given(predict, args) | {"overwrite": True}))
-    with _workers(args, config, "decode"):
-        decode(maps, sdata=sdata, **given(decode, args))
-    if not options.get("keep_maps"):
-        shutil.rmtree(maps)
+
+    def prefix(target: Target, key: str) -> str:
+        return target.prefix(key, options.get("key_added", "segmentation"))
+
+    def maps(target: Target, key: str) -> Path:
+        return Path(target.store) / DOT / f"{prefix(target, key)}.maps"
+
+    def check(target: Target) -> None:
+        planned = {k: v for k, v in options.items() if k in PLANNED} | {"devices": "cpu", "n_jobs": 1}
+        for key, flow in target.flows.items():
+            outputs = plan(target.sdata, key, flow, **planned | {"key_added": prefix(target, key)}).outputs
+            _elements.check_outputs(target.sdata, outputs, options.get("overwrite", False))
+
+    def first(target: Target) -> None:
+        for key, flow in target.flows.items():
+            predict(target.sdata, key, flow, maps(target, key), **given(predict, args) | {"overwrite": True})
+
+    def second(target: Target) -> None:
+        for key in target.flows:
+            how = given(decode, args) | {"key_added": prefix(target, key)}
+            if "scratch" in how and len(target.flows) > 1:
+                how["scratch"] = Path(how["scratch"]) / key
+            decode(maps(target, key), sdata=target.sdata, **how)
+            if not options.get("keep_maps"):
+                shutil.rmtree(maps(target, key))
+
+    failed = each(targets, check)
+    phases: dict[Phase, Callable[[Target], None]] = {"predict": first, "decode": second}
+    for phase, work in phases.items():
+        left = [target for target in targets if target.store not in failed]
+        if left:
+            with _workers(args, config, phase) as client:
+                failed |= each(left, work, client)
+    return failed
 
 
 def do_predict(args: argparse.Namespace) -> None:
@@ -125,9 +169,11 @@ def do_predict(args: argparse.Namespace) -> None:
     config = _cluster_config(args)
     if _wrote_script(args, config):
         return
-    sdata, workflow = open_store(args.store), read_workflow(args.workflow)
+    named = {} if args.image is None else {args.image: read_workflow(args.workflow)}
+    target = target_of(args.store, named, args.workflow)
+    ((key, flow),) = target.flows.items()
     with _workers(args, config, "predict"):
-        print(predict(sdata, args.image, workflow, args.maps, **given(predict, args)))
+        print(predict(target.sdata, key, flow, args.maps, **given(predict, args)))
 
 
 def do_decode(args: argparse.Namespace) -> None:
@@ -140,25 +186,21 @@ def do_decode(args: argparse.Namespace) -> None:
     sdata = open_or_make_store(args.output) if args.store is None else open_store(args.store)
     with _workers(args, config, "decode"):
         decode(args.maps, sdata=sdata, workflow=workflow, **given(decode, args))
-    args.store = args.store or args.output
-    _tell(args, sdata)
+    _tell(args, args.store or args.output, sdata)
 
 
 def do_plan(args: argparse.Namespace) -> None:
     """Print what a run would take."""
-    print(plan(open_store(args.store), args.image, read_workflow(args.workflow), **given(segment, args)))
+    options = given(segment, args)
+    for target in find_targets(args):
+        for key, flow in target.flows.items():
+            prefix = target.prefix(key, options.get("key_added", "segmentation"))
+            print(f"{target.store} {key}: {plan(target.sdata, key, flow, **options | {'key_added': prefix})}")
 
 
 def do_cluster_template(_: argparse.Namespace) -> None:
     """Print a cluster configuration."""
     print(template(), end="")
-
-
-def read_workflow(given: str) -> str | Workflow:
-    """Return the workflow of a YAML file, or the name as it is."""
-    if Path(given).suffix in (".yaml", ".yml"):
-        return as_workflow(read_yaml(given, "workflow"))
-    return given
 
 
 def _cluster_config(args: argparse.Namespace) -> ClusterConfig | None:
@@ -194,21 +236,21 @@ def _wrote_script(args: argparse.Namespace, config: ClusterConfig | None) -> boo
 
 
 @contextmanager
-def _workers(args: argparse.Namespace, config: ClusterConfig | None, phase: Phase | None) -> Iterator[None]:
-    """Start the workers that are asked for, and stop them however the block ends."""
+def _workers(args: argparse.Namespace, config: ClusterConfig | None, phase: Phase | None) -> Iterator[Any]:
+    """Start the workers that are asked for, and stop them however the block ends; yield their client, or None."""
     if args.cluster is None:
-        yield
+        yield None
         return
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SLURM says so to a job that must end
     try:
-        with cluster_client(args.cluster, config, phase):
-            yield
+        with cluster_client(args.cluster, config, phase) as client:
+            yield client
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(args: argparse.Namespace, sdata: SpatialData) -> None:
+def _tell(args: argparse.Namespace, store: str, sdata: SpatialData) -> None:
     """Print what was written."""
-    prefix = f"{getattr(args, 'key_added', 'segmentation')}_"
-    names = sorted(name for _, name, _ in sdata.gen_elements() if name.startswith(prefix))
-    print(f"{args.store}: {', '.join(names)}")
+    key_added = f"{getattr(args, 'key_added', 'segmentation')}_"
+    names = (name for _, name, _ in sdata.gen_elements())
+    print(f"{store}: {', '.join(sorted(n for n in names if n.startswith(key_added) or f'_{key_added}' in n))}")

@@ -53,8 +53,8 @@ def batch_script(config: ClusterConfig, kind: Kind, arguments: Sequence[str], fo
         n = job.count
     directives = [
         f"--job-name={JOB_NAME}-driver",
-        f"--chdir={folder}",
-        f"--output={job.log_directory}/{JOB_NAME}-driver-%j.out",
+        f"--chdir={shlex.quote(str(folder))}",
+        f"--output={shlex.quote(job.log_directory)}/{JOB_NAME}-driver-%j.out",
         "--open-mode=append",
         "--requeue",
         "--signal=B:USR1@120",

@@ -1,0 +1,121 @@
+"""What a command works on: stores, their images, a workflow for each; one that fails loses no other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spatialdata_segment._stores import open_store
+from spatialdata_segment._yaml import read_yaml
+from spatialdata_segment.config import as_workflow
+from spatialdata_segment.errors import ClusterError, ImagesError, InputError, MissingError, SegmentationError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from spatialdata import SpatialData
+
+    from spatialdata_segment.config import Workflow
+
+
+@dataclass(frozen=True)
+class Target:
+    """A store, and the workflow of each of its images that are asked for."""
+
+    store: str
+    sdata: SpatialData
+    flows: dict[str, str | Workflow]
+
+    def prefix(self, image: str, key_added: str) -> str:
+        """Return the prefix of an image's elements, as `segment` makes it."""
+        return f"{image}_{key_added}" if len(self.flows) > 1 else key_added
+
+
+def find_targets(args: argparse.Namespace) -> list[Target]:
+    """Open the stores of a command line, and look for their images.
+
+    Raises
+    ------
+    MissingError, InputError
+        If a store, an image or a workflow is not there or cannot be read.
+    """
+    paths = [path for given in args.stores for path in _stores(given)]
+    if len(paths) > 1 and hasattr(args, "scratch"):
+        raise InputError(
+            f"--scratch {args.scratch} with {len(paths)} stores: leave it out, each has a scratch of its own"
+        )
+    flows: dict[str, str | Workflow] = {}
+    for given in args.image or ():
+        key, named, flow = given.partition("=")
+        if key in flows:
+            raise InputError(f"--image names {key!r} twice: name each once")
+        flows[key] = read_workflow(flow if named else args.workflow)
+    return [target_of(path, flows, args.workflow) for path in paths]
+
+
+def target_of(path: str, flows: dict[str, str | Workflow], workflow: str) -> Target:
+    """Open a store; where no image is named, take its only one."""
+    sdata = open_store(path)
+    if not flows:
+        if len(sdata.images) != 1:
+            there = ", ".join(sdata.images) or "none"
+            raise MissingError(f"{path} has {len(sdata.images)} images ({there}): name those to work on with --image")
+        flows = {next(iter(sdata.images)): read_workflow(workflow)}
+    return Target(path, sdata, flows)
+
+
+def read_workflow(given: str) -> str | Workflow:
+    """Return the workflow of a YAML file, or the name as it is."""
+    if Path(given).suffix in (".yaml", ".yml"):
+        return as_workflow(read_yaml(given, "workflow"))
+    return given
+
+
+def _stores(given: str) -> list[str]:
+    """Return a store, or those in a folder that is none."""
+    folder = Path(given)
+    if not folder.is_dir() or folder.suffix == ".zarr" or any((folder / f).exists() for f in ("zarr.json", ".zgroup")):
+        return [given]
+    found = sorted(str(path) for path in folder.glob("*.zarr"))
+    if not found:
+        raise MissingError(f"the folder {given} is no store and holds none: expected names that end in .zarr")
+    return found
+
+
+def each(
+    targets: Sequence[Target], work: Callable[[Target], None], client: Any = None
+) -> dict[str, SegmentationError | OSError]:
+    """Do some work for every store, and return the errors of those where it failed.
+
+    Raises
+    ------
+    ClusterError
+        If there was a client and its workers are gone.
+    """
+    failed: dict[str, SegmentationError | OSError] = {}
+    for target in targets:
+        if client is not None and client.status != "running":
+            raise ClusterError("the workers are gone")
+        try:
+            work(target)
+        except (SegmentationError, OSError) as error:
+            failed[target.store] = error
+    return failed
+
+
+def raise_failed(failed: dict[str, SegmentationError | OSError], total: int) -> None:
+    """Raise where some stores failed: the error of the only one, or one that tells of all.
+
+    Raises
+    ------
+    ImagesError
+        Of several stores.
+    """
+    if not failed:
+        return
+    if total == 1:
+        raise next(iter(failed.values()))
+    told = "; ".join(f"{store}: {type(error).__name__}: {error}" for store, error in failed.items())
+    raise ImagesError(f"{len(failed)} of {total} stores failed: {told}. The others are done", dict(failed))
