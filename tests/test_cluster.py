@@ -141,7 +141,7 @@ def test_options_of_dask_jobqueue(tmp_path):
         "#SBATCH -p gpu", "#SBATCH -A me", "#SBATCH --cpus-per-task=4", "#SBATCH --mem=8G", "#SBATCH -t 01:00:00",
         "#SBATCH --qos=long", "#SBATCH --gres=gpu:2", "#SBATCH --nodes=1", "#SBATCH --exclusive", "module load cuda",
         f"{tmp_path}/logs/spatialdata-segment", "/venv/bin/python -m distributed", "--nthreads 4", "--resources GPU=2",
-        "--local-directory /scratch", "--interface lo", "--lifetime 3300s", "--protocol tls://",
+        "--local-directory /scratch", "--interface lo", "--lifetime 3300s", "--lifetime-stagger 150s", "--protocol tls://",
     ):  # fmt: skip
         assert line in script
 

@@ -82,8 +82,8 @@ class Jobs(BaseModel):
     """Worker processes of a job, which share its cores and its memory. Each runs a shard a core."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs of a job. One process drives all of them; with one a job they start sooner."""
-    walltime: Annotated[str, BeforeValidator(_text), AfterValidator(_walltime)] | None = None
-    """Time limit of a job. Quote it."""
+    walltime: Annotated[str, BeforeValidator(_text), AfterValidator(_walltime)] = "01:00:00"
+    """Time limit of a job. Quote it. A run may take longer: jobs that end are replaced."""
     partition: str | None = None
     """Partition (queue)."""
     account: str | None = None

@@ -61,11 +61,12 @@ def batch_script(config: ClusterConfig, kind: Kind, arguments: Sequence[str], fo
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={job.cores * n}",
+        f"--time={job.walltime}",
         f"--mem={ceil(job.bytes * n / 2**20)}M",
     ]
     if job.gpus:
         directives.append(f"--gres=gpu:{job.gpus * n}")
-    for name, value in (("time", job.walltime), ("partition", job.partition), ("account", job.account)):
+    for name, value in (("partition", job.partition), ("account", job.account)):
         if value is not None:
             directives.append(f"--{name}={value}")
     return _TEMPLATE.format(

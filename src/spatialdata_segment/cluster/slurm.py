@@ -52,10 +52,9 @@ def slurm_client(jobs: Jobs) -> Iterator[Client]:
             try:
                 with keeper:
                     yield client
-            except BaseException as error:
-                if keeper.error is None:
-                    raise
-                raise keeper.error from error
+            finally:
+                if keeper.error is not None:  # what else is raised, or was caught, follows from it
+                    raise keeper.error
 
 
 def started(cls: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -68,16 +67,15 @@ def started(cls: Callable[..., Any], options: dict[str, Any]) -> Any:
 
 def _options(jobs: Jobs) -> dict[str, Any]:
     """Return the arguments of ``SLURMCluster``; what is None comes from dask's own configuration, if there is one."""
-    workers, directives = ["--no-dashboard"], list(jobs.extra_directives)
+    limit = seconds(jobs.walltime)
+    margin = min(300, limit // 10)  # workers hand over what they hold, and leave, before they are killed
+    workers = ["--no-dashboard", "--lifetime", f"{limit - margin}s", "--lifetime-stagger", f"{margin // 2}s"]
+    directives = list(jobs.extra_directives)
     if jobs.gpus:
         directives.append(f"--gres=gpu:{jobs.gpus}")
         workers += ["--resources", f"GPU={jobs.gpus}"]
     if jobs.nodes is not None:
         directives += ["--nodes=1", "--exclusive"]
-    if jobs.walltime is not None:  # workers hand over what they hold, and leave, before they are killed
-        limit = seconds(jobs.walltime)
-        margin = min(300, limit // 10)
-        workers += ["--lifetime", f"{limit - margin}s", "--lifetime-stagger", f"{margin // 2}s"]
     from distributed.security import Security
 
     logs = Path(jobs.log_directory).absolute()
@@ -156,6 +154,8 @@ def _has_worker(cluster: Any, timeout: float) -> bool:
 
 def _log(jobs: Jobs, job_id: str) -> str:
     """Return the end of what a job wrote."""
+    if job_id == "None":
+        return "sbatch took none of them: its message stands above"
     for path in sorted(Path(jobs.log_directory).glob(f"{JOB_NAME}-{job_id}*.err")):
         text = path.read_text(errors="replace").strip()
         return f"{path} ends: {text[-_SHOWN:]}" if text else f"{path} is empty"
@@ -191,7 +191,8 @@ class _Keeper:
                 continue
             if self._cluster.scheduler_info["workers"]:
                 self._lost = 0
-            gone = {name: job for name, job in known.items() if job not in states}
+            wanted = self._cluster.worker_spec
+            gone = {name: job for name, job in known.items() if name in wanted and job not in states}
             if not gone:
                 continue
             self._lost += len(gone)
@@ -207,10 +208,9 @@ class _Keeper:
             self._cluster.loop.add_callback(self._replace, list(gone))
 
     def _replace(self, gone: list[str]) -> None:
+        """Give each a new name: the scheduler may not know yet that the old one left."""
         spec = self._cluster.worker_spec
         for name in gone:
-            if (
-                spec.pop(name, None) is not None
-            ):  # a name of its own: the scheduler may not know yet that the old one left
-                spec[f"{JOB_NAME}-{next(self._numbers)}"] = self._cluster.new_spec
+            del spec[name]
+            spec[f"{JOB_NAME}-{next(self._numbers)}"] = self._cluster.new_spec
         self._cluster.scale(jobs=self._jobs.count)
