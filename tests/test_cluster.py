@@ -126,6 +126,7 @@ def test_configurations_are_frozen():
         Jobs(**SMALL).cores = 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the name of the loopback interface is Linux's")
 def test_options_of_dask_jobqueue(tmp_path):
     pytest.importorskip("dask_jobqueue")
     jobs = Jobs(

@@ -136,6 +136,11 @@ def _run_in_two(
         return Path(target.store) / DOT / f"{prefix(target, key)}.maps"
 
     def check(target: Target) -> None:
+        if "://" in target.store:
+            raise InputError(
+                f"{target.store} is no folder, and a run in two phases keeps its maps in the store: take predict and "
+                "decode with --maps, or a configuration without phases"
+            )
         planned = {k: v for k, v in options.items() if k in PLANNED} | {"devices": "cpu", "n_jobs": 1}
         for key, flow in target.flows.items():
             outputs = plan(target.sdata, key, flow, **planned | {"key_added": prefix(target, key)}).outputs
