@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from spatialdata_segment.engine.events import of_image
 from spatialdata_segment.errors import ImagesError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from spatialdata_segment.config import Workflow
     from spatialdata_segment.engine.executor import Executor
@@ -27,7 +28,7 @@ def workflows(images: Sequence[str] | Mapping[str, Any], workflow: Any) -> dict[
     InputError
         If there is no image, one is named twice, or workflows are given in two places.
     """
-    if hasattr(images, "items"):
+    if isinstance(images, Mapping):
         if workflow != "dapi":
             raise InputError(
                 f"image_key maps images to workflows, and workflow={workflow!r} is given as well: drop one"

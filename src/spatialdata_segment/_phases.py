@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
-from spatialdata_segment._maps import check_maps, opened, prepared_of, read_manifest, read_workflow, with_maps
-from spatialdata_segment._prepare import prepare
+from spatialdata_segment._maps import MANIFEST, check_maps, opened, prepared_of, read_manifest, read_workflow, with_maps
+from spatialdata_segment._prepare import at_hand, prepare
 from spatialdata_segment._request import resolve
 from spatialdata_segment._segment import execute
+from spatialdata_segment._staging import recover_sdata
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
@@ -97,9 +98,12 @@ def predict(
         table=False,
     )
     check_maps(flow)
-    with progress_bars(progress), opened(Path(maps), request, executor, resume=resume, overwrite=overwrite) as folder:
-        ready = prepare(request, folder.part, executor, kept=True)
-        with_maps(ready, folder, executor)
+    with (
+        progress_bars(progress),
+        opened(Path(maps), request, executor, resume=resume, overwrite=overwrite) as folder,
+        at_hand(request, folder.part("image"), executor) as readable,
+    ):
+        with_maps(prepare(readable, folder.part, executor, kept=True), folder, executor)
     return Path(maps)
 
 
@@ -160,6 +164,9 @@ def decode(
     original = read_workflow(kept)
     flow = original if workflow is None else as_workflow(workflow)
     executor = Executor(n_jobs)
+    executor.check_seen(folder / MANIFEST, "what predict() left")
+    if sdata is not None and _elements.local_store(sdata) is not None:
+        recover_sdata(sdata)
     target = _elements.new_object() if sdata is None else sdata
     ready = prepared_of(
         folder,

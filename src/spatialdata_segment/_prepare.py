@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from spatialdata_segment._elements import ImageRef
 from spatialdata_segment._request import Request, halo_of, make_plans
 from spatialdata_segment.engine.mask import Mask, run_mask
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.preprocess import Measured, measure
 from spatialdata_segment.engine.shard import Job
 from spatialdata_segment.engine.stitch import MissingCoresError
+from spatialdata_segment.engine.stored import folders_of, is_carried, put_down
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.engine.executor import Executor
+
+
+@contextmanager
+def at_hand(request: Request, folder: Path, executor: Executor) -> Iterator[Request]:
+    """Yield the request with an image that workers read by themselves.
+
+    What lies in memory would travel with the tasks: it is written into the folder, for as long as it is needed.
+
+    Raises
+    ------
+    InputError
+        If workers do not see the image's files.
+    ScratchError
+        If the folder cannot be written.
+    """
+    ref = request.ref
+    if executor.client is None or not isinstance(ref, ImageRef):
+        yield request
+        return
+    for path in folders_of(request.pixels):
+        executor.check_seen(path, f"image {ref.key!r}")
+    if not is_carried(request.pixels):
+        yield request
+        return
+    try:
+        pixels = ref.data.copy(data=put_down(request.pixels, folder, executor.n_jobs))
+        yield replace(request, ref=replace(ref, data=pixels, array_path=folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -65,17 +98,30 @@ def prepare(
         numbers = (measured or {}).get(name)
         if numbers is None:
             path = part(name) if request.files is not None else None
-            numbers = measure(source, preprocessing, method, image, plan, executor, name, path, devices=request.devices)
+            stored = request.raw(name)
+            numbers = measure(
+                source,
+                preprocessing,
+                method,
+                image,
+                plan,
+                executor,
+                name,
+                path,
+                devices=request.devices,
+                raw=None if stored is None else stored.read,
+            )
         found[name] = numbers
         method = method.adapted(image, numbers.statistics)
         plans[name] = replace(plan, halo=halo_of(method, image, request.overlap_px))
+        reader = request.reader(name, numbers.levels)
         jobs[name] = Job(
             method,
             image,
             plans[name],
             numbers.statistics,
-            preprocessing.apply(source, numbers.levels),
-            request.reader(name, numbers.levels),
+            preprocessing.apply(source, numbers.levels) if reader is None else None,
+            reader,
             devices=request.devices,
             verify=request.files is None,
             kept=kept and request.workflow.resumable,

@@ -155,13 +155,17 @@ class Request:
 
     def reader(self, mask: str, levels: Mapping[Statistic, float]) -> Stored | BoxReader | None:
         """Return what reads a box of the pixels that a mask's method gets faster than dask does, if anything does."""
-        channels, preprocessing = self.channels[mask], self.preprocessing[mask]
-        plain = all(c.is_plain for c in channels)
-        stored = self.stored(tuple(c.indices[0] for c in channels)) if plain else None
+        preprocessing, stored = self.preprocessing[mask], self.raw(mask)
         if not preprocessing:
             return stored
         raw = partial(read_source, self.source(mask)) if stored is None else stored.read
         return preprocessing.reader(raw, self.info.shape, levels)
+
+    def raw(self, mask: str) -> Stored | None:
+        """Return what reads a box of the channels that a mask's method reads, before they are preprocessed."""
+        channels = self.channels[mask]
+        plain = all(c.is_plain for c in channels)
+        return self.stored(tuple(c.indices[0] for c in channels)) if plain else None
 
     def stored(self, channels: tuple[int, ...]) -> Stored | None:
         """Return channels of the image on disk, where the pixels are nothing but what lies there."""

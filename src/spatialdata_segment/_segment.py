@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spatialdata_segment import _elements
 from spatialdata_segment._many import run_each, workflows
 from spatialdata_segment._maps import check_maps, opened, with_maps
-from spatialdata_segment._prepare import Prepared, prepare, run_masks
+from spatialdata_segment._prepare import Prepared, at_hand, prepare, run_masks
 from spatialdata_segment._request import Request, leftovers, resolve
 from spatialdata_segment._staging import Staging, recover_sdata
 from spatialdata_segment._write import judge, write
@@ -146,9 +147,10 @@ def segment(
     executor = Executor(n_jobs)
     if _elements.local_store(sdata) is not None:
         recover_sdata(sdata)
-    several = not isinstance(image_key, str)
-    flows = workflows(image_key, workflow) if several else {image_key: as_workflow(workflow)}
-    runs, names = {}, {}
+    alone = image_key if isinstance(image_key, str) else None
+    flows = workflows(image_key, workflow) if alone is None else {alone: as_workflow(workflow)}
+    runs: dict[str, Callable[[], None]] = {}
+    names: dict[str, str] = {}
     for key, flow in flows.items():
         request = resolve(
             sdata,
@@ -158,7 +160,7 @@ def segment(
             scale=scale,
             roi_key=roi_key,
             bounding_box=bounding_box,
-            key_added=f"{key}_{key_added}" if several else key_added,
+            key_added=f"{key}_{key_added}" if alone is None else key_added,
             measure_channels=measure_channels,
             to_coordinate_system=to_coordinate_system,
             pixel_size=pixel_size,
@@ -169,17 +171,18 @@ def segment(
             shapes=shapes,
             table=table,
         )
-        folder = Path(scratch) / key if several and scratch is not None else scratch
+        folder = Path(scratch) / key if alone is None and scratch is not None else scratch
         maps = _maps_folder(sdata, request, folder) if keep_maps else None
         names |= request.names()
-        how = {"scratch": folder, "resume": resume, "overwrite": overwrite, "maps": maps}
-        runs[key] = partial(execute, sdata, request, executor, **how)
+        runs[key] = partial(
+            execute, sdata, request, executor, scratch=folder, resume=resume, overwrite=overwrite, maps=maps
+        )
     _elements.check_outputs(sdata, names, overwrite)
     with progress_bars(progress):
-        if several:
+        if alone is None:
             run_each(runs, executor)
         else:
-            runs[str(image_key)]()
+            runs[alone]()
     return sdata
 
 
@@ -216,10 +219,13 @@ def execute(
             staging = stack.enter_context(Staging(sdata, folder.part("staging")))
         started = time.time()
         kept = scratch is not None or _elements.local_store(sdata) is not None
-        if ready is None:
+        request = stack.enter_context(at_hand(request, folder.part("image"), executor))
+        if ready is not None:
+            ready = replace(ready, request=request)
+        else:
             ready = prepare(request, folder.part, executor, measured, kept=kept)
             if maps is not None:
-                store = stack.enter_context(opened(maps, request, executor, overwrite=True))
+                store = stack.enter_context(opened(maps, request, executor, resume=resume, overwrite=True))
                 ready = with_maps(ready, store, executor)
         masks = run_masks(ready, executor, folder.part)
         outcome = judge(ready.request, masks)

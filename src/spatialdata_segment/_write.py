@@ -22,6 +22,8 @@ from spatialdata_segment.core.contours import Outlines, merge, trace
 from spatialdata_segment.core.matching import Fate, Reason, Resolution, resolve
 from spatialdata_segment.core.measure import Intensities, combine_intensities, intensity_sums, locate, map_labels
 from spatialdata_segment.core.objects import Objects
+from spatialdata_segment.engine.executor import shared
+from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.errors import InputError
 
@@ -157,7 +159,7 @@ class _Target:
 
     labels: StitchedLabels
     ids: NDArray[np.int64]
-    final: NDArray[np.int64]
+    final: NDArray[np.unsignedinteger]
     array: zarr.Array[Any]
 
 
@@ -185,8 +187,9 @@ def _write_blocks(
     executor: Executor,
 ) -> list[_Block]:
     targets = {
-        name: _Target(masks[mask].labels, *outcome.fate(mask).mapping, arrays[name])
+        name: _Target(masks[mask].labels, ids, final.astype(arrays[name].dtype), arrays[name])
         for name, mask in request.written.items()
+        for ids, final in (outcome.fate(mask).mapping,)
     }
     spec = _Spec(targets, "cell" if "cell" in targets else "nucleus", request.shapes, chunks, request.info.shape)
     grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
@@ -199,8 +202,9 @@ def _write_blocks(
     image = pick_channels(request.pixels, request.measured)
     image = image.rechunk((len(request.measured), *chunks), threshold=1 << 40)
     written = da.map_blocks(
-        partial(_write_with_image, spec),
+        _write_with_image,
         image,
+        spec=shared(spec),
         dtype=object,
         chunks=((1,), *((1,) * n for n in grid)),
         meta=np.empty((0,) * image.ndim, object),
@@ -209,7 +213,7 @@ def _write_blocks(
     return [r.item() for r in executor.run(written.__dask_graph__(), keys, "writing")]
 
 
-def _write_with_image(spec: _Spec, block: NDArray[Any], block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
+def _write_with_image(block: NDArray[Any], spec: _Spec, block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
     assert block_id is not None
     out = np.empty((1,) * block.ndim, object)
     out[...] = _write_block(spec, block_id[1:], image=block)
@@ -232,6 +236,7 @@ def _write_block(spec: _Spec, at: tuple[int, ...], image: NDArray[Any] | Stored 
             outlines[name] = [(first + z, trace(p, (box.start[-2], box.start[-1]))) for z, p in enumerate(planes)]
         if image is not None and name == spec.main:
             intensities = intensity_sums(labels, image.read(box) if isinstance(image, Stored) else image)
+    release()
     return _Block(outlines, intensities)
 
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from spatialdata_segment.core.jit import kernel
 from spatialdata_segment.core.measure import locate
 from spatialdata_segment.errors import InputError
 
@@ -214,7 +215,8 @@ class Fate:
     @property
     def mapping(self) -> tuple[Ints, Ints]:
         """The kept candidates' ids, ascending, and their final ids."""
-        return self.ids[self.is_kept], self.final_id[self.is_kept]
+        kept = self.is_kept
+        return (self.ids, self.final_id) if kept.all() else (self.ids[kept], self.final_id[kept])
 
 
 class Matching(NamedTuple):
@@ -374,8 +376,8 @@ def _sized(
 def _lone(objects: Objects | None, code: Codes | None) -> Fate | None:
     if objects is None or code is None:
         return None
-    zeros = np.zeros(len(objects), np.int64)
-    return Fate(objects.ids, zeros, code, zeros, np.full(len(objects), np.nan), zeros, zeros)
+    zeros, none = (np.broadcast_to(value, len(objects)) for value in (np.int64(0), np.nan))
+    return Fate(objects.ids, zeros, code, zeros, none, zeros, zeros)
 
 
 def _partners(
@@ -440,14 +442,31 @@ def _drop_unpaired(nucleus: Fate, cell: Fate, rules: Rules) -> Matching:
 
 def _ranks(anchors: Ints) -> Ints:
     """Return the places, from 1, of the anchors ``(n, ndim)`` in raster order; ties keep their order."""
+    if _in_order(anchors):
+        return np.arange(1, len(anchors) + 1)
     rank = np.empty(len(anchors), np.int64)
     rank[np.lexsort(anchors.T[::-1])] = np.arange(1, len(anchors) + 1)
     return rank
 
 
+@kernel
+def _in_order(anchors: Any) -> Any:
+    for i in range(1, len(anchors)):
+        for axis in range(anchors.shape[1]):
+            if anchors[i, axis] > anchors[i - 1, axis]:
+                break
+            if anchors[i, axis] < anchors[i - 1, axis]:
+                return False
+    return True
+
+
 def _number(fate: Fate | None, objects: Objects | None) -> Fate | None:
     if fate is None or objects is None:
         return None
+    kept = fate.is_kept
+    if kept.all():
+        ranks = _ranks(objects.anchor)
+        return replace(fate, final_id=fate.ids if np.array_equal(fate.ids, ranks) else ranks)
     final = np.zeros(len(fate), np.int64)
-    final[fate.is_kept] = _ranks(objects.anchor[fate.is_kept])
+    final[kept] = _ranks(objects.anchor[kept])
     return replace(fate, final_id=final)

@@ -309,7 +309,7 @@ def combine_intensities(parts: Iterable[Intensities]) -> Intensities:
 def map_labels(labels: NDArray[np.integer], ids: Ints, new: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the labels with ``ids`` (ascending) replaced by ``new``; pixels of any other id become 0."""
     out = np.zeros(_volume(labels).shape, dtype)
-    kernels.replace(_volume(labels), _locked(ids), _locked(new.astype(dtype)), out)
+    kernels.replace(_volume(labels), _locked(ids), _locked(new.astype(dtype, copy=False)), out)
     return out.reshape(labels.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Objects:
     ids
         ``(n,)`` int64, ascending, unique, > 0: the object's label.
     anchor
-        ``(n, ndim)`` int64: the object's anchor pixel, axes ``([z], y, x)``, indices of the whole image.
+        ``(n, ndim)`` int64 (or int32): the object's anchor pixel, axes ``([z], y, x)``, indices of the whole image.
     area
         ``(n,)`` int64: pixels (voxels).
     centroid
@@ -59,7 +59,7 @@ class Objects:
         )
 
     @classmethod
-    def unmeasured(cls, ids: NDArray[np.int64], anchor: NDArray[np.int64], reason: NDArray[np.uint8]) -> Self:
+    def unmeasured(cls, ids: NDArray[np.int64], anchor: NDArray[Any], reason: NDArray[np.uint8]) -> Self:
         """Return objects whose sizes and places are not known; areas of 1 and NaN take no memory."""
         n, ndim = anchor.shape
         area, centroid = np.broadcast_to(np.int64(1), (n,)), np.broadcast_to(np.nan, (n, ndim))

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import psutil
 from dask.callbacks import Callback
+from dask.delayed import delayed
 from dask.local import get_sync
 from dask.threaded import get as get_threaded
 
@@ -76,6 +77,13 @@ class Executor:
             return "distributed"
         return "threads" if self.n_jobs > 1 else "serial"
 
+    @property
+    def at_once(self) -> int:
+        """Tasks that run at the same time."""
+        if self.client is None:
+            return self.n_jobs
+        return sum(w["nthreads"] for w in self._workers().values())
+
     def rooms(self) -> list[Room]:
         """Return the processes that will run shards, and the memory of each, as far as it is limited."""
         if self.client is None:
@@ -97,6 +105,14 @@ class Executor:
         fewest: tuple[str, ...] = min(found.values(), key=len)
         return fewest
 
+    def check_seen(self, path: Path, what: str) -> None:
+        """Raise where workers do not see a file or folder of this machine: what zarr does not find reads as zeros."""
+        if blind := self._blind(path):
+            raise InputError(
+                f"{what} lies in {path}, which is not there for the workers {', '.join(blind[:3])}: put it on a disk "
+                "that this machine and all workers share"
+            )
+
     def check_folder(self, folder: Path) -> None:
         """Raise where workers do not see what this process writes into a folder."""
         if self.client is None:
@@ -104,7 +120,7 @@ class Executor:
         mark = folder / f".seen-{uuid4().hex}"
         mark.touch()
         try:
-            blind = self.blind(mark)
+            blind = self._blind(mark)
         finally:
             mark.unlink(missing_ok=True)
         if blind:
@@ -113,15 +129,14 @@ class Executor:
                 "on a disk that this machine and all workers share"
             )
 
-    def blind(self, path: Path) -> list[str]:
-        """Return the workers that do not see a file or folder of this machine."""
+    def _blind(self, path: Path) -> list[str]:
         return [at for at, sees in self._everywhere(os.path.exists, str(path)).items() if not sees]
 
     def _everywhere(self, function: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
         """Call a function on every worker, and leave out those that die meanwhile."""
         if self.client is None:
             return {}
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         found: dict[str, Any] = self.client.run(function, *args, on_error="return", **options)
         alive = {at: answer for at, answer in found.items() if not isinstance(answer, CommClosedError | TimeoutError)}
@@ -222,6 +237,11 @@ def _told(dask_scheduler: Any = None) -> dict[str, dict[str, Any]]:
         }
         for at, w in dask_scheduler.workers.items()
     }
+
+
+def shared(value: Any) -> Any:
+    """Return what a function of ``da.map_blocks`` and the like takes as an argument that is in the graph once."""
+    return delayed(value, name=f"common-{uuid4().hex}", traverse=False)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from spatialdata_segment.core.measure import combine, combine_pairs
 from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.suppress import greedy
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
+from spatialdata_segment.engine.executor import shared
 from spatialdata_segment.engine.maps import predict_maps
+from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.shard import Failure, Job, Report, report_of, run_proposal, run_shard, shard_error
 from spatialdata_segment.engine.stitch import (
     Boxes,
@@ -31,7 +33,7 @@ from spatialdata_segment.engine.stitch import (
     number,
     read_anchors,
 )
-from spatialdata_segment.errors import ScratchError
+from spatialdata_segment.errors import ClusterError, ScratchError
 from spatialdata_segment.methods.base import Seeds
 
 if TYPE_CHECKING:
@@ -94,17 +96,19 @@ def run_mask(
     if job.method.proposes:
         job = _proposed(job, folder, needed, executor, stage)
     reports = run_shards(job, needed, executor, f"{stage} shards")
+    release()
     indices = [r.index for r in reports]
     boxes = np.array([[*r.window.start, *r.window.stop] for r in reports], np.int64)
     windows = Boxes(np.array(indices, np.int64), boxes)
     generation = folder / f"{zlib.crc32(b''.join(_crc(job.path(i)) for i in indices)):08x}"
     decide = partial(decide_shard, plan=job.plan, folder=folder / "shards", measured=measured)
     decisions = executor.map(decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
+    disjoint, cores = are_disjoint(indices, decisions), _touched(job.plan, needed, decisions)
+    twins, adopted = sum(d.twins for d in decisions), sum(d.adopted for d in decisions)
     anchors, reason, moments = number(indices, boxes, decisions, generation, job.plan.shape)
     labels = StitchedLabels(job.plan, folder / "shards", generation)
     contested = 0
-    if not are_disjoint(indices, decisions):  # what is left of an object is known from its pixels alone
-        cores = _touched(job.plan, needed, decisions)
+    if not disjoint:  # what is left of an object is known from its pixels alone
         found = executor.map(partial(measure_core, labels=labels), cores, f"{stage} sizes")
         moments, contested = combine(m for m, _ in found), sum(n for _, n in found)
     objects, covered = candidates_of(anchors, reason, moments)
@@ -112,15 +116,16 @@ def run_mask(
         "shards": len(reports),
         "computed": sum(r.computed for r in reports),
         "again": sum(r.rounds > 1 for r in reports),
-        "twins": sum(d.twins for d in decisions),
-        "adopted": sum(d.adopted for d in decisions),
+        "twins": twins,
+        "adopted": adopted,
         "contested_px": contested,
         "covered": len(covered),
     }
     pairs = None
     if other is not None:
         count = partial(count_pairs, labels=labels, other=other)
-        pairs = combine_pairs(executor.map(count, _touched(job.plan, needed, decisions), f"{stage} matching"))
+        pairs = combine_pairs(executor.map(count, cores, f"{stage} matching"))
+    release()
     return Mask(objects, covered, pairs, labels, evidence)
 
 
@@ -165,11 +170,11 @@ def _by_blocks(
         graph, keys = shard_graph(array, job.plan, strip)
         try:
             results = executor.run(graph, keys, stage, before + len(flat), total, on_device=job.on_device)
-        except ScratchError:
+        except (ScratchError, ClusterError):
             raise
         except Exception as error:  # noqa: BLE001 (a block that cannot be read: each shard reads its own box)
             logger.warning("%s: %s; reading shard by shard", stage, error)
-            results = executor.map(partial(_again_alone, job), strip, stage, on_device=job.on_device)
+            results = executor.map(partial(run_alone, job), strip, stage, on_device=job.on_device)
         flat += [r.item() if isinstance(r, np.ndarray) else r for r in results]
     return flat
 
@@ -191,12 +196,6 @@ def _strips(job: Job, pending: Sequence[int]) -> list[list[int]]:
     for index, strip in zip(pending, (at[:, 1:] // width).tolist(), strict=True):
         strips.setdefault(tuple(strip), []).append(index)
     return [strips[key] for key in sorted(strips)]
-
-
-def _again_alone(job: Job, index: int) -> Any:
-    """Run a shard that reads its own box, unless it is done already."""
-    entry = None if job.verify else sound(job.path(index))
-    return run_shard(job, index, None) if entry is None else replace(report_of(index, entry), computed=True)
 
 
 def _touched(plan: Plan, needed: Sequence[int], decisions: Sequence[Stands]) -> list[Box]:
@@ -230,8 +229,9 @@ def overlapped(job: Job) -> da.Array:
     for axis, (halo, reach, sizes) in enumerate(read, 1):
         depth[axis] = min(halo + reach, min(sizes)) if len(sizes) > 1 else 0
     shards: da.Array = da.map_overlap(
-        partial(_at_block, job),
+        _at_block,
         image,
+        job=shared(job),
         depth=depth,
         boundary="none",
         trim=False,
@@ -243,7 +243,7 @@ def overlapped(job: Job) -> da.Array:
     return shards
 
 
-def _at_block(job: Job, block: NDArray[Any], block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
+def _at_block(block: NDArray[Any], job: Job, block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
     assert block_id is not None
     index = int(np.ravel_multi_index(block_id[1:], job.plan.grid))
     out = np.empty((1,) * block.ndim, object)

@@ -185,18 +185,20 @@ def measure(
     *,
     devices: tuple[str, ...] = ("cpu",),
     known: Mapping[Statistic, float] | None = None,
+    raw: Callable[[Box], NDArray[Any]] | None = None,
 ) -> Measured:
     """Compute what a preprocessing and a method ask for.
 
-    ``folder`` keeps it for a resumed run; what the method asks for may be ``known``.
+    ``folder`` keeps it for a resumed run; what the method asks for may be ``known``. ``raw`` reads a box of the source,
+    where something does so faster than dask.
     """
     kept = [None if folder is None else folder / name for name in ("levels.json", "statistics.json")]
     levels = measure_image(source, before.statistics(), plan, executor, f"{stage} levels", kept[0])
     if known is not None:
         return Measured(levels, known)
     pixels = before.apply(source, levels)
-    read = None
-    if (reader := before.reader(partial(read_source, source), plan.shape, levels)) is not None:
+    read = raw
+    if (reader := before.reader(raw or partial(read_source, source), plan.shape, levels)) is not None:
         read = reader.read
         plan = Plan(plan.shape, pixels.chunks[1:], (0,) * len(plan.shape))  # its own blocks: none is computed twice
     found = measure_image(

@@ -17,6 +17,7 @@ from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult
 from spatialdata_segment.engine.again import Seen, look_again
 from spatialdata_segment.engine.devices import borrowed, load
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
+from spatialdata_segment.engine.memory import release
 from spatialdata_segment.errors import InputError, MethodError, ScratchError, ShardError
 from spatialdata_segment.methods.base import Seeds, View
 
@@ -46,9 +47,10 @@ class Job:
     method, image, plan, statistics, devices
         What to run, on what, where.
     source
-        The method's channels of the whole image, lazy; None where no image is at hand, but maps are.
+        The method's channels of the whole image, lazy; None where ``stored`` reads them, or where no image is at
+        hand, but maps are.
     stored
-        Reads a box of the same faster, where something can.
+        Reads a box of the same, where something does so faster.
     seeds
         Reads the seeds of a box, where the method needs some.
     folder
@@ -144,6 +146,8 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
     (map_overlap cannot reach beyond the neighbouring core); None where the method reads no pixels.
     """
     window = job.plan.window(index)
+    if job.folder is not None and not job.verify and (entry := sound(job.path(index))) is not None:
+        return replace(report_of(index, entry), computed=True)  # by a worker that died before it could tell
     try:
         pixels = None if job.maps is not None else read_pixels(job, window, block)
         crc = _input(job, index, pixels)
@@ -153,6 +157,7 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
         if job.folder is None:
             return result
         _commit(job.path(index), result, {"input": crc, "rounds": rounds})
+        release()
     except ScratchError:
         raise
     except Exception as error:  # noqa: BLE001 (whatever a method raises is told with its shard)
@@ -246,7 +251,7 @@ def _maps(job: Job, view: View, pixels: NDArray[Any] | None) -> NDArray[Any]:
         box = job.method.maps_box(job.image, view.window.box)
         if job.maps.holds(box):
             return job.maps.read(box)
-        if job.source is None:
+        if job.source is None and job.stored is None:
             raise MethodError(
                 f"the maps in {job.maps.folder} do not reach as far as [{view.window.box}], and no image is at hand: "
                 "predict the whole image or a larger region, or pass sdata= with the image"
@@ -327,7 +332,7 @@ def read_result(path: Path, index: int, plan: Plan) -> ShardResult:
     return _read_result(path, (status.st_mtime_ns, status.st_size, status.st_ino), index, plan)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=24)
 def _read_result(path: Path, _state: tuple[int, ...], index: int, plan: Plan) -> ShardResult:
     entry = Entry(path)
     objects = ShardObjects(**{f.name: entry.read(f.name) for f in fields(ShardObjects)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,20 +96,27 @@ class Index:
 
     Attributes
     ----------
+    entry
+        Where it lies; what is long is read when it is asked for.
     shards
         Those that were computed.
     windows
         What they show.
-    anchors
-        ``(n, ndim)`` int64, of the candidates 1..n.
-    reason
-        ``(n,)`` uint8: why the method rejected one; 0: it did not.
     """
 
+    entry: Entry
     shards: frozenset[int]
     windows: Boxes
-    anchors: NDArray[np.int64]
-    reason: NDArray[np.uint8]
+
+    @cached_property
+    def anchors(self) -> NDArray[np.int64]:
+        """``(n, ndim)``, of the candidates 1..n."""
+        return self.entry.read("anchors")
+
+    @cached_property
+    def reason(self) -> NDArray[np.uint8]:
+        """``(n,)``: why the method rejected one; 0: it did not."""
+        return self.entry.read("reason")
 
     def lacks(self, shards: Iterable[int]) -> list[int]:
         """Return those of ``shards`` that were not computed."""
@@ -131,8 +138,8 @@ def read_index(folder: Path) -> Index:
 @lru_cache(maxsize=4)
 def _read_index(path: Path, _state: tuple[int, ...]) -> Index:
     entry = Entry(path)
-    shards, windows, anchors, reason = (entry.read(n) for n in ("shards", "windows", "anchors", "reason"))
-    return Index(frozenset(shards.tolist()), Boxes(shards, windows), anchors, reason)
+    shards = entry.read("shards")
+    return Index(entry, frozenset(shards.tolist()), Boxes(shards, entry.read("windows")))
 
 
 def read_anchors(path: Path) -> NDArray[np.int64]:
@@ -241,35 +248,46 @@ def count_pairs(core: Box, labels: StitchedLabels, other: StitchedLabels) -> Pai
 def number(
     indices: Sequence[int],
     windows: NDArray[np.int64],
-    decisions: Sequence[Stands],
+    decisions: list[Stands],
     folder: Path,
     shape: tuple[int, ...],
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], Moments | None]:
     """Give what stands its ids, 1..n in raster order of the anchors, and keep them.
+
+    ``decisions`` is emptied: of a large image there are many, and all of this lies in memory beside them.
 
     Returns
     -------
     The ``(n, ndim)`` anchors, the ``(n,)`` reasons of the method, and what the shards measured, if they did.
     """
     flat = np.concatenate([np.zeros(0, np.int64), *(d.anchor for d in decisions)])
+    reason = np.concatenate([np.zeros(0, np.uint8), *(d.reason for d in decisions)])
+    parts = [d.moments for d in decisions if d.moments is not None]
+    standing = [(d.local, d.size) for d in decisions]
+    decisions.clear()
     order = np.argsort(flat, kind="stable")
     number = np.empty(len(order), np.int64 if len(order) >= 1 << 32 else np.uint32)
-    number[order] = np.arange(1, len(order) + 1)
+    number[order] = np.arange(1, len(order) + 1, dtype=number.dtype)
     start = 0
-    for shard, d in zip(indices, decisions, strict=True):
-        ids = np.zeros(d.size + 1, number.dtype)
-        ids[d.local] = number[start : start + len(d.local)]
-        start += len(d.local)
+    for shard, (local, size) in zip(indices, standing, strict=True):
+        ids = np.zeros(size + 1, number.dtype)
+        ids[local] = number[start : start + len(local)]
+        start += len(local)
         write_entry(ids_path(folder, shard), {"ids": ids})
-    anchors = np.stack(np.unravel_index(flat[order], shape), axis=1)
-    reason = np.concatenate([np.zeros(0, np.uint8), *(d.reason for d in decisions)])[order]
+    del number, standing
+    left, reason = flat[order], reason[order]
+    moments = None
+    if parts:
+        area, sums, bbox = (np.concatenate([getattr(p, f) for p in parts])[order] for f in ("area", "sums", "bbox"))
+        moments = Moments(np.arange(1, len(order) + 1), area, sums, bbox)
+    del flat, order
+    anchors = np.empty((len(left), len(shape)), np.int64)
+    for axis in range(len(shape) - 1, -1, -1):  # what unravel_index does, with less beside it
+        np.remainder(left, shape[axis], out=anchors[:, axis])
+        left //= shape[axis]
     index = {"shards": np.array(indices, np.int64), "windows": windows, "anchors": anchors, "reason": reason}
     write_entry(folder / "index.entry", index)
-    parts = [d.moments for d in decisions if d.moments is not None]
-    if not parts:
-        return anchors, reason, None
-    area, sums, bbox = (np.concatenate([getattr(p, f) for p in parts])[order] for f in ("area", "sums", "bbox"))
-    return anchors, reason, Moments(np.arange(1, len(order) + 1), area, sums, bbox)
+    return anchors, reason, moments
 
 
 def candidates_of(
@@ -279,7 +297,7 @@ def candidates_of(
     n, ndim = anchors.shape
     ids = np.arange(1, n + 1)
     if moments is None:
-        return Objects.unmeasured(ids, anchors, reason), Objects.empty(ndim)
+        return Objects.unmeasured(ids, anchors.astype(np.int32), reason), Objects.empty(ndim)
     lost = np.setdiff1d(ids, moments.ids)
     at = anchors[lost - 1]
     none = np.zeros(len(lost), np.int64)

@@ -19,7 +19,6 @@ from spatialdata_segment.core.distance import squared_distance
 from spatialdata_segment.core.shards import as_volume
 from spatialdata_segment.core.smooth import smooth
 from spatialdata_segment.core.statistics import Histogram, Statistic
-from spatialdata_segment.engine.events import Event, emit
 from spatialdata_segment.engine.scratch import write_json
 from spatialdata_segment.errors import InputError
 
@@ -88,9 +87,9 @@ def measure_image(
     for s in wanted:
         if s.kind == "diameter":
             assert diameter is not None
-            emit(Event(f"{stage}: diameter", 0, 1))
-            values[s] = diameter(read or partial(read_source, source), values)
-            emit(Event(f"{stage}: diameter", 1, 1))
+            (values[s],) = executor.map(  # a network, where networks run
+                partial(diameter, read or partial(read_source, source)), [values], f"{stage}: diameter", on_device=True
+            )
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {s.label: v for s, v in values.items()}
@@ -195,8 +194,9 @@ def _over_blocks(
     )
     keys = [(told.name, 0, *at) for at in np.ndindex(*plan.grid)]
     graph: Any = told.__dask_graph__()
-    for start in range(0, len(keys), _BATCH):
-        batch = keys[start : start + _BATCH]
+    size = max(_BATCH, 2 * executor.at_once)
+    for start in range(0, len(keys), size):
+        batch = keys[start : start + size]
         yield [r.item() for r in executor.run(graph.cull(batch), batch, stage, start, len(keys))]
 
 
