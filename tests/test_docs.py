@@ -38,7 +38,7 @@ def test_pages_have_python():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
-@pytest.mark.parametrize(("name", "expected"), [("demo", "spatialdata-segment demo"), ("test", "pytest")])
+@pytest.mark.parametrize(("name", "expected"), [("demo", "spatialdata-segment demo"), ("test", "pytest -n auto")])
 def test_ci_finds_the_commands_of_the_readme(name, expected):
     command = subprocess.run([ROOT / ".ci" / "readme-command", name], capture_output=True, text=True, check=True).stdout
     assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
