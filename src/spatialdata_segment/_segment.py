@@ -24,6 +24,7 @@ from spatialdata_segment._write import judge, write
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
+from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.scratch import Scratch, write_json
 from spatialdata_segment.errors import InputError
 
@@ -229,6 +230,7 @@ def execute(
                 ready = with_maps(ready, store, executor)
         masks = run_masks(ready, executor, folder.part)
         outcome = judge(ready.request, masks)
+        release()
         write(ready.request, masks, outcome, staging, executor, ready.numbers())
         if overwrite:
             stale = leftovers(request.key_added, request.names())

@@ -112,6 +112,7 @@ def run_mask(
         found = executor.map(partial(measure_core, labels=labels), cores, f"{stage} sizes")
         moments, contested = combine(m for m, _ in found), sum(n for _, n in found)
     objects, covered = candidates_of(anchors, reason, moments)
+    del anchors, reason, moments
     evidence = {
         "shards": len(reports),
         "computed": sum(r.computed for r in reports),

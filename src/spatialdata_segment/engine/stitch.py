@@ -14,6 +14,7 @@ from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.seams import compose, decide
 from spatialdata_segment.core.shards import dense, pick
 from spatialdata_segment.engine.entries import Entry, write_entry
+from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.shard import read_result, shard_path
 from spatialdata_segment.methods.base import Seeds
 
@@ -265,6 +266,7 @@ def number(
     parts = [d.moments for d in decisions if d.moments is not None]
     standing = [(d.local, d.size) for d in decisions]
     decisions.clear()
+    release()
     order = np.argsort(flat, kind="stable")
     number = np.empty(len(order), np.int64 if len(order) >= 1 << 32 else np.uint32)
     number[order] = np.arange(1, len(order) + 1, dtype=number.dtype)
