@@ -15,20 +15,23 @@ import pytest
 import shapely
 import spatialdata as sd
 import zarr
-from spatialdata.models import ShapesModel
+from spatialdata.models import Labels2DModel, ShapesModel
 from spatialdata.transformations import Identity
 
 from spatialdata_segment import (
     Cellpose,
     ExpandNuclei,
     SeededWatershed,
+    Step,
     ThresholdNuclei,
     Workflow,
+    _journal,
     decode,
     predict,
     register_method,
     segment,
 )
+from spatialdata_segment._maps import digest
 from spatialdata_segment.engine.events import listen
 from spatialdata_segment.errors import InputError, MissingError, ScratchError, ShardError
 from spatialdata_segment.testing import Tissue
@@ -176,8 +179,9 @@ def test_maps_that_do_not_reach(sdata, tmp_path):
     flow, small = Workflow(nucleus=NUCLEI), SMALL | {"shard_size": 900, "overlap_px": 6}
     maps = predict(sdata, "image", flow, tmp_path / "maps", bounding_box=(0, 0, 10, 10), **small)
     manifest = json.loads((maps / "maps.json").read_text())
+    del manifest["check"]
     manifest["region"] = None
-    (maps / "maps.json").write_text(json.dumps(manifest))
+    (maps / "maps.json").write_text(json.dumps({**manifest, "check": digest(manifest)}))
     with pytest.raises(ShardError, match=r"do not reach as far as .* or pass sdata="):
         decode(maps, **SMALL)
     fused = segment(sdata, "image", flow, **SMALL)
@@ -226,14 +230,122 @@ def test_maps_of_another_run_are_not_taken(sdata, tmp_path):
     assert list(decode(maps, **SMALL).labels) == ["segmentation_cell_labels"]
 
 
-def test_a_damaged_chunk_is_told(sdata, tmp_path):
+DAMAGE = {
+    "flipped": lambda path, content: path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]),
+    "truncated": lambda path, content: path.write_bytes(content[: len(content) // 2]),
+    "empty": lambda path, content: path.write_bytes(b""),
+    "missing": lambda path, content: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("array", ["maps", "done"])
+def test_damage_is_told_and_mended(sdata, tmp_path, caplog, array, how):
+    """Whatever befalls a chunk of the maps, nothing is decoded from it; the next `predict` mends it, and no other."""
+    flow = WORKFLOWS["network"]
+    maps = predict(sdata, "image", flow, tmp_path / "maps", **SMALL)
+    whole = np.asarray(zarr.open_array(maps / "cell" / "maps", mode="r")[...])
+    path = sorted(p for p in (maps / "cell" / array / "c").rglob("*") if p.is_file())[2]
+    DAMAGE[how](path, path.read_bytes())
+    if array == "maps":
+        with pytest.raises((ScratchError, ShardError), match=r"cannot be read .* Call predict\(\) again"):
+            decode(maps, **SMALL)
+    events = []
+    with listen(events.append):
+        predict(sdata, "image", flow, maps, **SMALL)
+    first = next(e for e in events if e.stage == "cell maps")
+    assert first.total - first.done == 1
+    assert (how == "missing" and array == "done") or "damaged, predicted again" in caplog.text
+    np.testing.assert_array_equal(np.asarray(zarr.open_array(maps / "cell" / "maps", mode="r")[...]), whole)
+    decode(maps, **SMALL)
+
+
+def test_maps_without_a_signal_are_there_as_well(tmp_path):
+    """A chunk of zeros is written: one that is not there is gone."""
+    sdata = Tissue((150, 160), seed=3, cell_diameter=18, density=0.9).to_spatialdata(chunks=64)
+    sdata["image"].data[:, :80] = 0
     maps = predict(sdata, "image", WORKFLOWS["network"], tmp_path / "maps", **SMALL)
-    path = sorted(p for p in (maps / "cell" / "maps" / "c").rglob("*") if p.is_file())[0]
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(Exception, match="cannot be read"):
+    array = zarr.open_array(maps / "cell" / "maps", mode="r")
+    assert array.nchunks_initialized == array.nchunks
+    decode(maps, **SMALL)
+
+
+@pytest.mark.parametrize("content", ["", "null", "{}", None])
+def test_a_damaged_manifest_is_told(sdata, tmp_path, content):
+    maps = predict(sdata, "image", "dapi", tmp_path / "maps", **SMALL)
+    said = (maps / "maps.json").read_text()
+    (maps / "maps.json").write_text(said.replace('"statistics"', '"statistic"') if content is None else content)
+    with pytest.raises(ScratchError, match=r"damaged: call predict\(\) again"):
         decode(maps, **SMALL)
+    predict(sdata, "image", "dapi", maps, **SMALL)
+    assert (maps / "maps.json").read_text() == said
+
+
+def test_a_damaged_region_is_told(sdata, tmp_path):
+    inside = np.zeros((170, 230), np.int16)
+    inside[20:90, 30:99] = 1
+    sdata["roi"] = Labels2DModel.parse(inside, dims=("y", "x"))
+    maps = predict(sdata, "image", PAIR, tmp_path / "maps", roi_key="roi", **SMALL)
+    shutil.rmtree(maps / "region" / "c")
+    with pytest.raises(ScratchError, match="region is damaged"):
+        decode(maps, **SMALL)
+    predict(sdata, "image", PAIR, maps, roi_key="roi", **SMALL)
+    segment(sdata, "image", PAIR, roi_key="roi", **SMALL)
+    assert_same(decode(maps, **SMALL), sdata, means=False)
+
+
+def test_resume_false_discards_kept_maps(sdata, tmp_path):
+    """They are of the same settings, and of whatever the run before saw."""
+    for resume in (True, False):
+        segment(sdata, "image", PAIR, keep_maps=True, overwrite=True, resume=resume, **SMALL)
+        maps = tmp_path / "image.zarr" / ".spatialdata_segment" / "segmentation.maps" / "nucleus"
+        token = zarr.open_group(maps, mode="r").attrs["token"]
+        events = []
+        with listen(events.append):
+            segment(sdata, "image", PAIR, keep_maps=True, overwrite=True, resume=resume, **SMALL)
+        first = next(e for e in events if e.stage == "nucleus maps")
+        assert (first.done == first.total) is resume
+        assert (zarr.open_group(maps, mode="r").attrs["token"] == token) is resume
+
+
+def _brighter(block, by=[1]):  # noqa: B006 (a function that changes without a version)
+    return block * by[0]
+
+
+def test_a_step_without_a_version_does_not_resume(sdata, tmp_path):
+    flow = Workflow(nucleus=ThresholdNuclei(threshold=900), preprocess=(Step(function=_brighter),))
+    maps = predict(sdata, "image", flow, tmp_path / "maps", **SMALL)
+    before = np.asarray(zarr.open_array(maps / "nucleus" / "maps", mode="r")[...])
+    _brighter.__defaults__[0][0] = 2
+    predict(sdata, "image", flow, maps, **SMALL)
+    assert not np.array_equal(np.asarray(zarr.open_array(maps / "nucleus" / "maps", mode="r")[...]), before)
+
+
+def test_killed_as_it_began(sdata, tmp_path):
+    """What is half written of the first file is no folder of somebody else's."""
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / ".run.json.123.456").write_text('{"pro')
+    predict(sdata, "image", "dapi", tmp_path / "maps", **SMALL)
+    assert not list((tmp_path / "maps").glob(".run.json.*"))
+
+
+def test_decode_first_finishes_what_was_being_put_in_place(sdata, tmp_path, monkeypatch):
+    maps = predict(sdata, "image", PAIR, tmp_path / "maps", **SMALL)
+    segment(sdata, "image", PAIR, **SMALL)
+    fused = sd.read_zarr(tmp_path / "image.zarr")
+    wanted = np.asarray(_finest(fused.labels["segmentation_cell_labels"]))
+
+    def stop(store, journal):
+        raise OSError("no more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_journal, "roll_forward", stop)
+        with pytest.raises(ScratchError, match="the next run on this store"):
+            decode(maps, sdata=fused, overwrite=True, **SMALL)
+    decode(maps, sdata=sd.read_zarr(tmp_path / "image.zarr"), key_added="other", **SMALL)
+    assert not (tmp_path / "image.zarr" / ".spatialdata_segment" / "journal.json").exists()
+    again = sd.read_zarr(tmp_path / "image.zarr")
+    assert np.array_equal(np.asarray(_finest(again.labels["segmentation_cell_labels"])), wanted)
 
 
 def test_what_is_no_store_of_maps(tmp_path, sdata):

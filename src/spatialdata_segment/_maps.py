@@ -57,9 +57,9 @@ def opened(
     folder: Path, request: Request, executor: Executor, *, resume: bool = True, overwrite: bool = False
 ) -> Iterator[Scratch]:
     """Open the store of maps of a request."""
-    fingerprint = request.fingerprint()
+    fingerprint, resumable = request.fingerprint(), request.workflow.resumable
     try:
-        store = Scratch(folder, fingerprint, given=True, resume=resume)
+        store = Scratch(folder, fingerprint, given=True, resume=resume, resumable=resumable)
     except ScratchError:
         if not overwrite:
             raise
@@ -74,13 +74,15 @@ def opened(
 def with_maps(ready: Prepared, store: Scratch, executor: Executor) -> Prepared:
     """Write the maps of every mask, then what decoding needs to know; return the jobs that read them."""
     request, jobs = ready.request, {}
+    (store.folder / MANIFEST).unlink(missing_ok=True)
     group = zarr.open_group(store.folder, mode="a")
     for name, job in ready.jobs.items():
         size = int(np.prod([max(c) for c in job.plan.chunks]))
         shards = None if request.region is None else needed_shards(request, name)
         jobs[name] = replace(job, maps=predict_maps(job, store.part(name), shards, size, executor, name))
     _write_region(group, request.region)
-    write_json(store.folder / MANIFEST, _manifest(replace(ready, jobs=jobs)))
+    content = _manifest(replace(ready, jobs=jobs))
+    write_json(store.folder / MANIFEST, {**content, "check": digest(content)})
     return replace(ready, jobs=jobs)
 
 
@@ -111,6 +113,7 @@ def _manifest(ready: Prepared) -> dict[str, Any]:
         "region": None
         if request.region is None
         else ("mask" if polygons is None else shapely.to_wkb(polygons, hex=True)),
+        "region_check": None if request.region is None else request.region.fingerprint(),
         "shard_size": int(np.prod([max(c) for c in plan.chunks])),
         "overlap_px": request.overlap_px,
         "workflow": request.workflow.model_dump(mode="json"),
@@ -133,7 +136,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if (folder / "run.json").exists():
             raise MissingError(f"the maps in {folder} are not complete: call predict() again, it goes on from them")
         raise MissingError(f"no maps in {folder}: expected a folder that predict() wrote")
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        sound = content.pop("check") == digest(content)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        sound = False
+    if not sound:
+        raise ScratchError(f"{path} is damaged: call predict() again, which keeps the maps and writes it anew")
     return content
 
 
@@ -191,7 +200,7 @@ def prepared_of(
         preprocessing=preprocessing,
         images=images,
         plans=plans,
-        region=_region(folder, kept["region"]),
+        region=_region(folder, kept["region"], kept["region_check"]),
         measured=measured_channels(ref, measure_channels) if isinstance(ref, _elements.ImageRef) else (),
         matrix=_elements.pixel_matrix(ref.transformations[system], len(shape)),
         key_added=key_added,
@@ -199,7 +208,7 @@ def prepared_of(
         table=table,
         overlap_px=overlap,
         devices=here,
-        files={"maps": _digest(kept)},
+        files={"maps": digest(kept)},
         said={m: _said(masks[m]["fingerprint"], flow.methods()[m]) for m in methods},
         made_on=kept["device"],
     )
@@ -273,15 +282,19 @@ def _numbers(content: Sequence[Any]) -> dict[Statistic, float]:
     return {Statistic(**s): value for s, value in content}
 
 
-def _region(folder: Path, said: str | None) -> Region | None:
+def _region(folder: Path, said: str | None, check: str | None) -> Region | None:
     if said is None:
         return None
     if said == "mask":
-        return Region(None, da.from_zarr(zarr.open_array(folder / "region", mode="r")))
+        region = Region(None, da.from_zarr(zarr.open_array(folder / "region", mode="r")))
+        if region.fingerprint() != check:
+            raise ScratchError(f"{folder / 'region'} is damaged: call predict() again, which keeps the maps")
+        return region
     polygons = shapely.from_wkb(said)
     shapely.prepare(polygons)
     return Region(polygons, None)
 
 
-def _digest(kept: Mapping[str, Any]) -> str:
+def digest(kept: Mapping[str, Any]) -> str:
+    """Return a short text that tells whether what a manifest says is as it was written."""
     return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"

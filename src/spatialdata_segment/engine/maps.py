@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import product
 from math import ceil
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -12,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.array_spec import ArrayConfig
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan, Window
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spatialdata_segment.engine.executor import Executor
+
+logger = logging.getLogger(__name__)
 
 CHUNK = {2: 512, 3: 64}
 """Pixels along every axis of a chunk on disk, at most."""
@@ -55,21 +60,32 @@ class Maps:
     token: str
     lacking: frozenset[int] = frozenset()
 
+    def at(self, block: int) -> tuple[int, ...]:
+        """Place of a block in ``done``."""
+        return tuple(int(i) for i in np.unravel_index(block, self.blocks.grid))
+
     def holds(self, box: Box) -> bool:
         """Tell whether all maps of a box are written."""
         return not self.lacking or self.lacking.isdisjoint(self.blocks.touched(box))
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Return the maps ``(k, [z], y, x)`` of a box of their grid."""
+        """Return the maps ``(k, [z], y, x)`` of a box of their grid, which must be written.
+
+        Raises
+        ------
+        ScratchError
+            If a file of theirs is damaged or gone.
+        """
         array = _opened(self.folder, self.token)
         if isinstance(array, np.dtype):
             return np.zeros((0, *box.shape), array)
         try:
+            _check_files(array, self.folder / "maps", box)
             return np.asarray(array[(slice(None), *box.slices)])
         except Exception as error:
             raise ScratchError(
-                f"maps in {self.folder} cannot be read at [{box}]: {error}. A damaged file is best removed with its "
-                "store: predict again"
+                f"maps in {self.folder} cannot be read at [{box}]: {error}. Call predict() again with the same "
+                "arguments: it predicts anew what is damaged, and keeps the rest"
             ) from error
 
 
@@ -81,10 +97,42 @@ def _opened(folder: Path, _token: str) -> zarr.Array[Any] | np.dtype[Any]:
     return found if isinstance(found, zarr.Array) else np.dtype(str(group.attrs["dtype"]))
 
 
+def _check_files(array: zarr.Array[Any], folder: Path, box: Box) -> None:
+    """Raise where a chunk has no file: zarr reads it as zeros. All chunks are written, empty ones as well."""
+    sides = zip(box.start, box.stop, array.chunks[1:], strict=True)
+    for at in product(*(range(a // c, ceil(b / c)) for a, b, c in sides)):
+        key = array.metadata.encode_chunk_key((0, *at))
+        if not (folder / key).exists():
+            raise FileNotFoundError(f"chunk {key} is gone")
+
+
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     array = group[name]
     assert isinstance(array, zarr.Array)
     return array
+
+
+def _writable(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return an array that writes empty chunks as well; to ask for that as it is opened has no effect."""
+    config = ArrayConfig.from_dict({"write_empty_chunks": True})
+    return zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=array.store_path, config=config))
+
+
+def _sums(group: zarr.Group) -> NDArray[np.int64]:
+    """Return what ``done`` says of each block, 0 where it cannot be read."""
+    done = _array(group, "done")
+    try:
+        return np.asarray(done[...]).ravel()
+    except Exception:  # noqa: BLE001 (whatever zarr raises for a damaged chunk)
+        return np.array([_sum(done, at) for at in np.ndindex(done.shape)], np.int64)
+
+
+def _sum(done: zarr.Array[Any], at: tuple[int, ...]) -> int:
+    try:
+        return int(np.asarray(done[at]))
+    except Exception as error:  # noqa: BLE001
+        logger.warning("maps damaged, predicted again: done %s of %s: %s", at, done.store_path, error)
+        return 0
 
 
 def aligned(shape: tuple[int, ...], shard_size: int) -> tuple[Plan, tuple[int, ...]]:
@@ -105,6 +153,8 @@ def predict_maps(
 ) -> Maps:
     """Write the maps that the windows of some shards need (None: all of the image), as far as they are not there.
 
+    What an earlier call wrote is read once, and written again where it is damaged.
+
     Raises
     ------
     ShardError
@@ -120,10 +170,16 @@ def predict_maps(
     token = str(group.attrs["token"])
     maps = Maps(folder, blocks, token)
     wanted = _wanted(job, blocks, shards)
-    written = np.flatnonzero(np.asarray(_array(group, "done")[...]).ravel()).tolist()
-    pending = wanted if job.verify else sorted(set(wanted).difference(written))
+    written = np.flatnonzero(_sums(group)).tolist()
+    pending = wanted
     if "maps" not in group:  # a method that has none
         written, pending = wanted, []
+    elif not job.verify:
+        there = sorted(set(wanted).intersection(written))
+        sound = executor.map(partial(_is_sound, maps), there, f"{stage} maps: check")
+        if damaged := [k for k, is_sound in zip(there, sound, strict=True) if not is_sound]:
+            logger.warning("maps damaged, predicted again: blocks %s of %s", damaged, folder)
+        pending = sorted(set(wanted).difference(there).union(damaged))
     found = executor.map(
         partial(_write_block, job, maps), pending, f"{stage} maps", len(wanted) - len(pending), on_device=job.on_device
     )
@@ -170,6 +226,15 @@ def _probe(job: Job, _: int) -> tuple[int, str]:
     return len(maps), maps.dtype.str
 
 
+def _is_sound(maps: Maps, block: int) -> bool:
+    """Tell whether every byte of a block's maps is as written."""
+    try:
+        maps.read(maps.blocks.core(block))
+    except ScratchError:
+        return False
+    return True
+
+
 def _write_block(job: Job, maps: Maps, index: int) -> int | Failure:
     """Predict one block and write it, unless it is there and of the same pixels."""
     block, image, method = maps.blocks.core(index), job.image, job.method
@@ -177,16 +242,19 @@ def _write_block(job: Job, maps: Maps, index: int) -> int | Failure:
     window = Window(core.grow(method.map_context(image), Box.whole(image.shape)), core, Box.whole(image.shape))
     try:
         group = zarr.open_group(maps.folder, mode="r+")
-        done, at = _array(group, "done"), tuple(int(i) for i in np.unravel_index(index, maps.blocks.grid))
+        done, at = _array(group, "done"), maps.at(index)
         pixels = read_pixels(job, window)
         crc = 1 + zlib.crc32(
             repr(sorted((s.label, v) for s, v in job.statistics.items())).encode(), zlib.crc32(pixels.data)
         )
-        if int(np.asarray(done[at])) == crc:
+        before = _sum(done, at)
+        if before == crc and _is_sound(maps, index):
             return index
         found = dense_maps(job, window, pixels)
         held = method.maps_box(image, window.box)
-        _array(group, "maps")[(slice(None), *block.slices)] = found[(slice(None), *block.within(held))]
+        if before:
+            done[at] = 0
+        _writable(_array(group, "maps"))[(slice(None), *block.slices)] = found[(slice(None), *block.within(held))]
         done[at] = crc
     except ScratchError:
         raise

@@ -87,6 +87,8 @@ class Scratch:
             self._lock = None
 
     def _open(self, manifest: Path, fingerprint: dict[str, Any], resume: bool, resumable: bool) -> None:
+        for left in self.folder.glob(f".{manifest.name}.*"):  # of a run that was killed as it began
+            left.unlink(missing_ok=True)
         before = _read(manifest)
         if not self.given and self.folder.is_dir():
             before = {"program": PROGRAM, **fingerprint}  # the folder's name says it, whatever became of the manifest
