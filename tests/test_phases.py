@@ -33,7 +33,7 @@ from spatialdata_segment import (
 )
 from spatialdata_segment._maps import digest
 from spatialdata_segment.engine.events import listen
-from spatialdata_segment.errors import InputError, MissingError, ScratchError, ShardError
+from spatialdata_segment.errors import ExistsError, InputError, MissingError, ScratchError, ShardError
 from spatialdata_segment.testing import Tissue
 from spatialdata_segment.testing.dummies import DummyDiscs, DummyNetwork, DummyVolume
 
@@ -330,10 +330,7 @@ def test_killed_as_it_began(sdata, tmp_path):
 
 
 def test_decode_first_finishes_what_was_being_put_in_place(sdata, tmp_path, monkeypatch):
-    maps = predict(sdata, "image", PAIR, tmp_path / "maps", **SMALL)
-    segment(sdata, "image", PAIR, **SMALL)
-    fused = sd.read_zarr(tmp_path / "image.zarr")
-    wanted = np.asarray(_finest(fused.labels["segmentation_cell_labels"]))
+    maps, store = predict(sdata, "image", PAIR, tmp_path / "maps", **SMALL), tmp_path / "image.zarr"
 
     def stop(store, journal):
         raise OSError("no more")
@@ -341,11 +338,12 @@ def test_decode_first_finishes_what_was_being_put_in_place(sdata, tmp_path, monk
     with monkeypatch.context() as patched:
         patched.setattr(_journal, "roll_forward", stop)
         with pytest.raises(ScratchError, match="the next run on this store"):
-            decode(maps, sdata=fused, overwrite=True, **SMALL)
-    decode(maps, sdata=sd.read_zarr(tmp_path / "image.zarr"), key_added="other", **SMALL)
-    assert not (tmp_path / "image.zarr" / ".spatialdata_segment" / "journal.json").exists()
-    again = sd.read_zarr(tmp_path / "image.zarr")
-    assert np.array_equal(np.asarray(_finest(again.labels["segmentation_cell_labels"])), wanted)
+            decode(maps, sdata=sdata, **SMALL)
+    with pytest.raises(ExistsError):
+        decode(maps, sdata=sd.read_zarr(store), **SMALL)
+    assert not (store / ".spatialdata_segment" / "journal.json").exists()
+    fused = segment(sd.SpatialData(images={"image": sdata["image"]}), "image", PAIR, **SMALL)
+    assert_same(sd.read_zarr(store), fused)
 
 
 def test_what_is_no_store_of_maps(tmp_path, sdata):
