@@ -33,7 +33,8 @@ from spatialdata_segment._elements import (
     roi_geometry,
     stat_fingerprint,
 )
-from spatialdata_segment._staging import container_format
+from spatialdata_segment._outputs import container_format
+from spatialdata_segment.engine.arrays import folder_of
 from spatialdata_segment.errors import ExistsError, InputError, MissingError, ScratchError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,8 +68,7 @@ def test_read_a_single_scale(sdata: sd.SpatialData) -> None:
     assert np.array_equal(ref.data.values, PIXELS)
     assert ref.channels == ("DAPI", "WGA", "WGA")
     assert ref.pyramid == ((64, 48),)
-    assert ref.source is None
-    assert ref.array_path is None
+    assert ref.array is None
     assert stat_fingerprint(ref) is None
 
 
@@ -131,23 +131,22 @@ def test_backing(backed: sd.SpatialData) -> None:
     store = backed.path
     for key, scale, k in (("flat", "scale0", 0), ("tree", "scale0", 0), ("tree", "scale2", 2)):
         ref = read_image(backed, key, scale)
-        assert ref.source == store / "images" / key
-        assert ref.array_path == store / "images" / key / f"s{k}"
+        assert folder_of(ref.array) == store / "images" / key / f"s{k}"
     backed["new"] = Image2DModel.parse(PIXELS, dims=("c", "y", "x"))
-    assert read_image(backed, "new").source is None
+    assert read_image(backed, "new").array is None
     backed["changed"] = backed["flat"] + 1
-    assert read_image(backed, "changed").source is None
+    assert read_image(backed, "changed").array is None
     backed["renamed"] = backed["flat"].copy()
-    assert read_image(backed, "renamed").source is None
+    assert read_image(backed, "renamed").array is None
     backed.images["flat"] = backed["flat"][:, :-1]
-    assert read_image(backed, "flat").source is None
+    assert read_image(backed, "flat").array is None
 
 
 def test_fingerprint(backed: sd.SpatialData) -> None:
     ref = read_image(backed, "flat")
     first = stat_fingerprint(ref)
     assert first == stat_fingerprint(read_image(sd.read_zarr(backed.path), "flat"))
-    chunk = next(p for p in ref.array_path.rglob("*") if p.is_file() and p.name.isdigit())
+    chunk = next(p for p in folder_of(ref.array).rglob("*") if p.is_file() and p.name.isdigit())
     os.utime(chunk, ns=(0, 12345))
     second = stat_fingerprint(ref)
     assert second["chunks"] != first["chunks"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
     from spatialdata_segment._preprocess import EqualizeHistogram, Step, SubtractBackground
     from spatialdata_segment._preview import plan, preview
+    from spatialdata_segment._remote import read_remote
     from spatialdata_segment._segment import segment
     from spatialdata_segment._verbs import filter_labels, match_nuclei
     from spatialdata_segment.config import SizeFilter, Workflow
@@ -53,6 +54,7 @@ __all__ = [
     "polygons_to_labels",
     "predict",
     "preview",
+    "read_remote",
     "register_method",
     "register_workflow",
     "segment",
@@ -81,6 +83,7 @@ _HOME = {
     "polygons_to_labels": "_polygons",
     "predict": "_phases",
     "preview": "_preview",
+    "read_remote": "_remote",
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",
     "segment": "_segment",

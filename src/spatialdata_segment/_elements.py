@@ -7,8 +7,6 @@ Nothing here changes an object or a store. ``_outputs.py`` looks for the names t
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +22,11 @@ from spatialdata.transformations import BaseTransformation, Translation, get_tra
 from spatialdata.transformations import Sequence as SequenceOf
 from spatialdata.transformations.ngff.ngff_transformations import NgffBaseTransformation
 from xarray import DataArray, DataTree
+from zarr.storage import FsspecStore, LocalStore
 
 from spatialdata_segment._channels import channel_indices
 from spatialdata_segment._outputs import check_outputs, local_store, scales_of
+from spatialdata_segment.engine.arrays import fingerprint, folder_of, zarr_array
 from spatialdata_segment.errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -86,15 +86,12 @@ class ImageRef(Grid):
     ----------
     data
         Pixels, lazy (dask); axes ``(c, [z], y, x)``.
-    source
-        Folder of the element in the store where the pixels are those on disk, untouched; else None.
-    array_path
-        Folder of the zarr array of this scale, likewise.
+    array
+        The zarr array of this scale, where the pixels are those in the object's store or on a remote one, untouched.
     """
 
     data: DataArray
-    source: Path | None
-    array_path: Path | None
+    array: zarr.Array[Any] | None
 
 
 def read_image(sdata: SpatialData, image_key: str, scale: str = "scale0") -> ImageRef:
@@ -122,7 +119,6 @@ def read_image(sdata: SpatialData, image_key: str, scale: str = "scale0") -> Ima
         msg = f"image {image_key!r} at {scale!r} has no pixels: {dict(data.sizes)}; every axis must be > 0"
         raise InputError(msg)
     coarser = list(levels.values())[list(levels).index(scale) :]
-    source, array_path = _backing(sdata, image_key, data)
     lazy = data if isinstance(data.data, da.Array) else data.chunk()
     return ImageRef(
         key=image_key,
@@ -131,8 +127,7 @@ def read_image(sdata: SpatialData, image_key: str, scale: str = "scale0") -> Ima
         channels=tuple(str(c) for c in get_channel_names(data)),
         transformations=_transformations(data),
         pyramid=tuple(tuple(level.sizes[d] for d in dims[1:]) for level in coarser),
-        source=source,
-        array_path=array_path,
+        array=_backing(sdata, image_key, data),
     )
 
 
@@ -199,26 +194,8 @@ def resolve_channels(ref: ImageRef, channels: Sequence[str | int] | str | int) -
 
 
 def stat_fingerprint(ref: ImageRef) -> dict[str, Any] | None:
-    """Return what tells, without reading pixels, whether a file-backed image has changed; None for others.
-
-    Returns
-    -------
-    SHA-256 of the array's metadata, and of names, sizes and times (ns) of its chunk files, and their number.
-    """
-    if ref.array_path is None:
-        return None
-    metadata = hashlib.sha256()
-    chunks = []
-    for folder, _, files in os.walk(ref.array_path):
-        for name in files:
-            path = Path(folder, name)
-            if name in {"zarr.json", ".zarray", ".zattrs"}:
-                metadata.update(path.read_bytes())
-                continue
-            stat = path.stat()
-            chunks.append(f"{path.relative_to(ref.array_path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
-    digest = hashlib.sha256("".join(sorted(chunks)).encode()).hexdigest()
-    return {"metadata": metadata.hexdigest(), "chunks": digest, "n_chunks": len(chunks)}
+    """Return what tells, without reading pixels, whether a stored image has changed; None where nothing does."""
+    return None if ref.array is None else fingerprint(ref.array)
 
 
 def pixel_matrix(transformation: BaseTransformation, ndim: int) -> NDArray[np.float64]:
@@ -322,24 +299,17 @@ def _to_system(of: Mapping[str, BaseTransformation], what: str, system: str) -> 
     return of[system]
 
 
-def _backing(sdata: SpatialData, key: str, data: DataArray) -> tuple[Path | None, Path | None]:
-    """Return the folders of element and array where the pixels are those in the store, untouched."""
-    array = _zarr_array(data.data)
-    if sdata.path is None or array is None or not hasattr(array.store, "root"):
-        return None, None
-    source = Path(sdata.path) / "images" / key
-    path = Path(array.store.root) / array.path
-    if array.shape != data.shape or path.resolve().parent != source.resolve():
-        return None, None
-    return source, path
-
-
-def _zarr_array(data: Any) -> zarr.Array[Any] | None:
-    """Return the array of which a dask array is nothing but the reading."""
-    if not isinstance(data, da.Array) or not data.name.startswith("from-zarr-"):
+def _backing(sdata: SpatialData, key: str, data: DataArray) -> zarr.Array[Any] | None:
+    """Return the array of an image whose pixels are those in the object's store, or on a remote one, untouched."""
+    array = zarr_array(data.data)
+    if array is None or array.shape != data.shape:
         return None
-    array = data.dask.get(f"original-{data.name}")
-    return array if isinstance(array, zarr.Array) else None
+    if isinstance(array.store, FsspecStore):
+        return array
+    if sdata.path is None or not isinstance(array.store, LocalStore):
+        return None
+    element = Path(sdata.path) / "images" / key
+    return array if folder_of(array).resolve().parent == element.resolve() else None
 
 
 def _names(names: Iterable[str]) -> str:

@@ -14,7 +14,9 @@ import spatialdata as sd
 from xarray import DataTree
 
 from spatialdata_segment import _journal
+from spatialdata_segment._fsspec import Remote
 from spatialdata_segment._outputs import local_store
+from spatialdata_segment._remote import read_elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -55,7 +57,7 @@ def _quiet_reader() -> Iterator[None]:
 
 def install(
     sdata: sd.SpatialData,
-    store: Path,
+    store: Path | Remote,
     put: Iterable[tuple[str, str]],
     remove: Iterable[tuple[str, str]],
     given: Mapping[tuple[str, str], Any],
@@ -67,7 +69,10 @@ def install(
     kinds = tuple({kind: None for kind, _ in wanted})
     with warnings.catch_warnings(), _quiet_reader():
         warnings.simplefilter("ignore")
-        there = sd.read_zarr(store, selection=kinds, on_bad_files="warn") if kinds else sd.SpatialData()
+        if isinstance(store, Remote):
+            there = read_elements(store, kinds, on_bad_files="warn") if kinds else sd.SpatialData()
+        else:
+            there = sd.read_zarr(store, selection=kinds, on_bad_files="warn") if kinds else sd.SpatialData()
     for kind, name in remove:
         getattr(sdata, kind).pop(name, None)
     for kind, name in put:

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.storage import LocalStore
 
+from spatialdata_segment._documents import Pairs, drop_consolidated, dumped, list_labels
 from spatialdata_segment._lock import UNSUPPORTED, Lock
 from spatialdata_segment.errors import ScratchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 DOT = ".spatialdata_segment"
@@ -47,8 +48,8 @@ class Journal:
 
     stage: str
     consolidated: bool
-    put: tuple[tuple[str, str], ...]
-    remove: tuple[tuple[str, str], ...]
+    put: Pairs
+    remove: Pairs
 
 
 @contextlib.contextmanager
@@ -120,11 +121,6 @@ def write_atomic(path: Path, data: bytes, dot: Path) -> None:
     _sync(path.parent)
 
 
-def write_json(path: Path, value: dict[str, Any], dot: Path) -> None:
-    """Replace a JSON file at once, in zarr's own layout."""
-    write_atomic(path, json.dumps(value, indent=2).encode(), dot)
-
-
 def exchange(a: Path, b: Path) -> None:
     """Exchange two folders' names: at once where the system can, else by two renames."""
     if sys.platform == "linux":
@@ -146,7 +142,7 @@ def write(store: Path, journal: Journal) -> None:
     dot = store / DOT
     if (earlier := _load(dot)) is not None:  # of a run that was killed while ours was staging
         roll_forward(store, earlier)
-    write_json(dot / _JOURNAL, asdict(journal), dot)
+    write_atomic(dot / _JOURNAL, dumped(asdict(journal)), dot)
     step("journal")
 
 
@@ -159,9 +155,9 @@ def awaits(store: Path, stage: str) -> bool:
 def roll_forward(store: Path, journal: Journal) -> None:
     """Bring the store to the state that the journal names; any step may have been done before."""
     dot = store / DOT
-    stage = dot / journal.stage
+    stage, documents = dot / journal.stage, LocalDocuments(store, dot)
     if journal.consolidated:  # it names what is about to change
-        _drop_consolidated(store, dot)
+        drop_consolidated(documents)
         step("not consolidated")
     for kind in dict(journal.put):
         _make_group(stage / NEW / kind, store / kind, dot)
@@ -170,7 +166,8 @@ def roll_forward(store: Path, journal: Journal) -> None:
         _put(stage / NEW / kind / name, store / kind / name)
     for kind, name in journal.remove:
         _take_away(store / kind / name, stage / f"removed-{kind}-{name}")
-    _list_labels(store, journal, dot)
+    list_labels(documents, journal.put, journal.remove)
+    step("labels listed")
     if journal.consolidated:
         _consolidate(store)
         step("consolidated")
@@ -234,41 +231,26 @@ def _make_group(like: Path, group: Path, dot: Path) -> None:
             write_atomic(group / name, (like / name).read_bytes(), dot)
 
 
-def _list_labels(store: Path, journal: Journal, dot: Path) -> None:
-    """Keep the list of names that NGFF wants in the labels group."""
-    put = [name for kind, name in journal.put if kind == "labels"]
-    gone = {name for kind, name in journal.remove if kind == "labels"}
-    for file in ("zarr.json", ".zattrs"):
-        path = store / "labels" / file
-        if not path.exists() or not (put or gone):
-            continue
-        metadata = json.loads(path.read_text())
-        attributes = metadata
-        if file == "zarr.json":
-            attributes = metadata.setdefault("attributes", {}).setdefault("ome", {})
-        old = attributes.get("labels", [])
-        new = [n for n in old if n not in gone] + [n for n in put if n not in old]
-        if new != old:
-            attributes["labels"] = new
-            write_json(path, metadata, dot)
-            step("labels listed")
+@dataclass(frozen=True)
+class LocalDocuments:
+    """The documents of a store on this machine, replaced at once; partial ones lie in ``dot``."""
 
+    store: Path
+    dot: Path
 
-def is_consolidated(store: Path) -> bool:
-    """Tell whether the store's root carries the metadata of all that is in it."""
-    if (store / ".zmetadata").exists():
-        return True
-    root = store / "zarr.json"
-    return root.exists() and json.loads(root.read_text()).get("consolidated_metadata") is not None
+    def read(self, name: str) -> bytes | None:
+        """Return a file's content; None where there is no such file."""
+        path = self.store / name
+        return path.read_bytes() if path.exists() else None
 
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file at once."""
+        write_atomic(self.store / name, content, self.dot)
 
-def _drop_consolidated(store: Path, dot: Path) -> None:
-    (store / ".zmetadata").unlink(missing_ok=True)
-    root = store / "zarr.json"
-    if root.exists() and is_consolidated(store):
-        metadata = json.loads(root.read_text())
-        del metadata["consolidated_metadata"]
-        write_json(root, metadata, dot)
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files."""
+        for name in names:
+            (self.store / name).unlink()
 
 
 class _AtomicStore(LocalStore):

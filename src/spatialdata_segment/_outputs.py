@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import zarr
 from spatialdata._core.validation import check_valid_name
+from spatialdata._io.format import SpatialDataContainerFormats
 from xarray import DataArray, DataTree
+from zarr.storage import FsspecStore, LocalStore
 
+from spatialdata_segment._fsspec import METADATA, Remote
+from spatialdata_segment._journal import DOT
+from spatialdata_segment.engine.arrays import arrays_of, folder_of
 from spatialdata_segment.errors import ExistsError, InputError, ScratchError
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ def check_outputs(sdata: SpatialData, names: Mapping[str, str], overwrite: bool)
     ScratchError
         A store that cannot be written to.
     """
-    store = local_store(sdata)
+    store = store_of(sdata)
     if store is not None:
         check_writable(store)
     there = elements_on_disk(store) | {(kind, name) for kind in KINDS for name in getattr(sdata, kind)}
@@ -61,16 +66,20 @@ def check_outputs(sdata: SpatialData, names: Mapping[str, str], overwrite: bool)
         msg = f"{', '.join(taken[:3])}{more} exist already; choose another key_added, or give overwrite=True"
         raise ExistsError(msg)
     if store is not None:
-        _check_readers(sdata, {(store / kind / name).resolve(): name for kind, name in there if name in names})
+        _check_readers(sdata, {_place(store, kind, name): name for kind, name in there if name in names})
 
 
-def _check_readers(sdata: SpatialData, replaced: Mapping[Path, str]) -> None:
+def _place(store: Path | Remote, kind: str, name: str) -> str:
+    return store.url(f"{kind}/{name}") if isinstance(store, Remote) else str((store / kind / name).resolve())
+
+
+def _check_readers(sdata: SpatialData, replaced: Mapping[str, str]) -> None:
     """Raise where another element is lazy and reads files that would be replaced."""
     for kind in ("images", "labels"):
         for key, element in getattr(sdata, kind).items():
             for level in scales_of(element).values():
-                for path in _arrays_read(level.data):
-                    name = replaced.get(path.parent)
+                for element in _elements_read(level.data):
+                    name = replaced.get(element)
                     if name is not None and name != key:
                         msg = (
                             f"{kind}/{key} is lazy and reads {name!r}, which would be replaced; write "
@@ -94,8 +103,14 @@ def _check_names(names: Iterable[str], there: set[str]) -> None:
             raise InputError(msg)
 
 
+def store_of(sdata: SpatialData) -> Path | Remote | None:
+    """Return an object's store, of this machine or not; None for an object in memory."""
+    remote = getattr(sdata, "remote", None)
+    return remote if sdata.path is None and isinstance(remote, Remote) else local_store(sdata)
+
+
 def local_store(sdata: SpatialData) -> Path | None:
-    """Return the folder of an object's store; None for an object in memory.
+    """Return the folder of an object's store; None for an object in memory, or of a remote store.
 
     Raises
     ------
@@ -108,22 +123,28 @@ def local_store(sdata: SpatialData) -> Path | None:
     if not path.is_dir():
         msg = (
             f"the object is backed by {sdata.path}, which is no folder of this machine; expected a local "
-            "Zarr store. Write it to one first: sdata.write(...)"
+            "Zarr store. Write it to one first: sdata.write(...); read a remote one with read_remote"
         )
         raise InputError(msg)
     return path
 
 
-def check_writable(store: Path) -> None:
+def check_writable(store: Path | Remote) -> None:
     """Raise a :class:`ScratchError` where a store cannot be written to."""
+    if isinstance(store, Remote):
+        store.check_writable(f"{DOT}/probe")
+        return
     for folder in (store, *(store / kind for kind in KINDS)):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             msg = f"{folder} cannot be written to; make it writable, or sdata.write(...) to another place first"
             raise ScratchError(msg)
 
 
-def elements_on_disk(store: Path | None) -> set[tuple[str, str]]:
+def elements_on_disk(store: Path | Remote | None) -> set[tuple[str, str]]:
     """Return kind and name of all elements in a store."""
+    if isinstance(store, Remote):
+        parts = [name.split("/") for kind in KINDS for name in store.find(kind, depth=2)]
+        return {(p[0], p[1]) for p in parts if len(p) == 3 and p[2] in METADATA}
     folders = () if store is None else (store / kind for kind in KINDS)
     return {
         (folder.name, entry.name)
@@ -134,10 +155,20 @@ def elements_on_disk(store: Path | None) -> set[tuple[str, str]]:
     }
 
 
-def root_attributes(store: Path) -> dict[str, Any]:
-    """Return the attributes of a store's root group."""
-    attributes: dict[str, Any] = zarr.open_group(store, mode="r", use_consolidated=False).attrs.asdict()
-    return attributes
+def container_format(store: Path | Remote | None) -> Any:
+    """Return the spatialdata format that a store is written in; None, the newest, for no store."""
+    if store is None:
+        return None
+    where = store.store if isinstance(store, Remote) else store
+    attributes: dict[str, Any] = zarr.open_group(where, mode="r", use_consolidated=False).attrs.asdict()
+    version = attributes.get("spatialdata_attrs", {}).get("version", "0.1")
+    if version not in SpatialDataContainerFormats:
+        msg = (
+            f"the store {store} has the spatialdata format {version!r}; spatialdata {version_of('spatialdata')} writes "
+            f"{sorted(SpatialDataContainerFormats)}. Update spatialdata"
+        )
+        raise InputError(msg)
+    return SpatialDataContainerFormats[version]
 
 
 def scales_of(element: DataArray | DataTree) -> dict[str, DataArray]:
@@ -147,11 +178,10 @@ def scales_of(element: DataArray | DataTree) -> dict[str, DataArray]:
     return {name: next(iter(node.data_vars.values())) for name, node in element.children.items()}
 
 
-def _arrays_read(data: Any) -> Iterator[Path]:
-    """Give the folders of the zarr arrays that a dask array is computed from."""
-    layers = data.dask.layers.items() if isinstance(data, da.Array) else ()
-    for name, layer in layers:
-        if name.startswith("original-from-zarr-"):
-            array = layer[name]
-            if isinstance(array, zarr.Array) and hasattr(array.store, "root"):
-                yield (Path(array.store.root) / array.path).resolve()
+def _elements_read(data: Any) -> Iterator[str]:
+    """Give the places of the elements that a dask array is computed from."""
+    for array in arrays_of(data):
+        if isinstance(array.store, FsspecStore):
+            yield Remote(array.store).url(array.path.rpartition("/")[0])
+        elif isinstance(array.store, LocalStore):
+            yield str(folder_of(array).resolve().parent)

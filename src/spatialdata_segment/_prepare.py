@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from spatialdata_segment._elements import ImageRef
 from spatialdata_segment._request import Request, halo_of, make_plans
+from spatialdata_segment.engine.arrays import zarr_array
 from spatialdata_segment.engine.mask import Mask, run_mask
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.preprocess import Measured, measure
@@ -49,7 +50,7 @@ def at_hand(request: Request, folder: Path, executor: Executor) -> Iterator[Requ
         return
     try:
         pixels = ref.data.copy(data=put_down(request.pixels, folder, executor.n_jobs))
-        yield replace(request, ref=replace(ref, data=pixels, array_path=folder))
+        yield replace(request, ref=replace(ref, data=pixels, array=zarr_array(pixels.data)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

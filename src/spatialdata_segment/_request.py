@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import shapely
-import zarr
 from dask.delayed import delayed
 
 from spatialdata_segment import _elements
@@ -168,9 +167,9 @@ class Request:
         return self.stored(tuple(c.indices[0] for c in channels)) if plain else None
 
     def stored(self, channels: tuple[int, ...]) -> Stored | None:
-        """Return channels of the image on disk, where the pixels are nothing but what lies there."""
-        path = self.ref.array_path if isinstance(self.ref, _elements.ImageRef) else None
-        return None if path is None else Stored(zarr.open_array(path, mode="r"), channels)
+        """Return channels of the image in its store, where the pixels are nothing but what lies there."""
+        array = self.ref.array if isinstance(self.ref, _elements.ImageRef) else None
+        return None if array is None else Stored(array, channels)
 
     @property
     def is_measured(self) -> bool:

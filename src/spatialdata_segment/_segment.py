@@ -114,7 +114,8 @@ def segment(
         Where networks run: "auto" (all CUDA devices, else Apple's "mps", else "cpu"), or names such as "cuda:1",
         several to share the shards.
     scratch
-        Folder for intermediate results; None: in the store of a backed object, else a temporary one.
+        Folder for intermediate results; None: in the store of a backed object, else (also for `read_remote`) a
+        temporary one, from which no later run can go on.
     resume
         Go on from what an earlier run of the same image, workflow and plan left; False discards it.
     keep_maps

@@ -13,7 +13,7 @@ import errno
 import shutil
 import tempfile
 import warnings
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,24 +21,26 @@ import dask.array as da
 import numpy as np
 import spatialdata as sd
 import zarr
-from spatialdata._io.format import SpatialDataContainerFormats
 from spatialdata.models import Labels2DModel, Labels3DModel, ShapesModel
 from xarray import DataTree
 
 from spatialdata_segment import _journal, _ngff
+from spatialdata_segment._documents import Pairs, is_consolidated
+from spatialdata_segment._fsspec import Remote
 from spatialdata_segment._install import install, recover, recover_sdata
 from spatialdata_segment._lock import Lock
 from spatialdata_segment._outputs import (
     KINDS,
     check_writable,
+    container_format,
     elements_on_disk,
-    local_store,
-    root_attributes,
+    store_of,
 )
+from spatialdata_segment._upload import upload
 from spatialdata_segment.errors import InputError, ScratchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from types import TracebackType
 
     import geopandas as gpd
@@ -47,10 +49,8 @@ if TYPE_CHECKING:
     from spatialdata.transformations import BaseTransformation
     from xarray import DataArray
 
-__all__ = ["Staging", "container_format", "recover", "recover_sdata"]
+__all__ = ["Staging", "recover", "recover_sdata"]
 
-Pairs = tuple[tuple[str, str], ...]
-"""Kinds and names of elements."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -59,14 +59,14 @@ class Staging:
 
     Use it as a context manager. Left without :meth:`commit`, by an exception or not, it leaves the object and
     the store as they were. For a backed object the elements are staged in ``STORE/.spatialdata_segment`` and
-    end up on disk; else in a folder beside, and end up in memory.
+    end up on disk; else in a folder beside, and end up in memory, or on the remote store that the object is of.
 
     Parameters
     ----------
     sdata
         The object that gets the elements; changed by :meth:`commit` alone.
     folder
-        Where to stage for an object without a store; the system's temporary folder by default.
+        Where to stage for an object without a store on this machine; the system's temporary folder by default.
 
     Raises
     ------
@@ -76,7 +76,7 @@ class Staging:
 
     def __init__(self, sdata: sd.SpatialData, folder: Path | None = None) -> None:
         self._sdata = sdata
-        self._store = local_store(sdata)
+        self._store = store_of(sdata)
         self._folder = folder
         self._put: list[tuple[str, str]] = []
         self._remove: list[tuple[str, str]] = []
@@ -87,6 +87,7 @@ class Staging:
     def __enter__(self) -> Self:
         if self._store is not None:
             check_writable(self._store)
+        if isinstance(self._store, Path):
             recover_sdata(self._sdata)
         self._formats = container_format(self._store)
         with self._disk("the staging folder"):
@@ -182,11 +183,13 @@ class Staging:
         """Stage a table; ``TableModel.parse`` has seen it."""
         self._stage_given("tables", name, adata)
 
-    def remove(self, names: Iterable[str]) -> None:
+    def remove(self, names: Collection[str]) -> None:
         """Take away elements of an earlier result, in memory and on disk; unknown names are passed over."""
         there = {(kind, name) for kind in KINDS for name in getattr(self._sdata, kind)}
         there |= elements_on_disk(self._store)
-        self._remove += sorted(pair for pair in there if pair[1] in set(names))
+        if isinstance(self._store, Remote):  # what an upload that stopped left of them is not to be seen
+            there |= set(product(KINDS, names))
+        self._remove += sorted(pair for pair in there if pair[1] in names)
 
     def commit(self) -> None:
         """Put every staged element in its place, on disk and in the object.
@@ -195,32 +198,35 @@ class Staging:
         ------
         ScratchError
             The disk failed. Before the exchange began nothing has changed; afterwards the next run on the
-            store, or :func:`recover`, finishes it.
+            store, or :func:`recover`, finishes it. Of a remote store: see :mod:`._upload`.
         """
         if self._open:
             msg = f"labels {sorted(self._open)} are staged but not finished; call finish_labels() first"
             raise InputError(msg)
         put, remove = tuple(self._put), tuple(p for p in self._remove if p not in self._put)
-        if self._store is None:
-            with self._disk("the result"):
-                install(self._sdata, self._stage / _journal.NEW, put, remove, self._given, in_memory=True)
-            self._discard()
-            return
+        new = self._stage / _journal.NEW
         with self._disk("the result"):
-            _journal.sync_tree(self._stage)
-            _journal.step("staged")
-            self._exchange(self._store, put, remove)
-        install(self._sdata, self._store, put, remove, self._given)
+            if isinstance(self._store, Path):
+                _journal.sync_tree(self._stage)
+                _journal.step("staged")
+                self._exchange(self._store, put, remove)
+            elif self._store is not None:
+                upload(self._store, new, put, remove)
+            else:
+                install(self._sdata, new, put, remove, self._given, in_memory=True)
+        if self._store is not None:
+            install(self._sdata, self._store, put, remove, self._given)
         self._discard()
 
     def _exchange(self, store: Path, put: Pairs, remove: Pairs) -> None:
         with _journal.locked(store):
-            journal = _journal.Journal(self._stage.name, _journal.is_consolidated(store), put, remove)
+            consolidated = is_consolidated(_journal.LocalDocuments(store, store / _journal.DOT))
+            journal = _journal.Journal(self._stage.name, consolidated, put, remove)
             _journal.write(store, journal)
             _journal.roll_forward(store, journal)
 
     def _make_stage(self) -> Lock:
-        if self._store is not None:
+        if isinstance(self._store, Path):
             with _journal.locked(self._store) as dot:
                 return _journal.new_stage(dot)
         if self._folder is not None:
@@ -255,7 +261,7 @@ class Staging:
             self._staged(kind, name, element)
 
     def _staged(self, kind: str, name: str, element: Any = None) -> None:
-        if self._store is not None:
+        if isinstance(self._store, Path):
             _journal.mark(self._stage / _journal.NEW / kind / name)
         self._put.append((kind, name))
         if element is not None:
@@ -271,7 +277,7 @@ class Staging:
     def _journaled(self) -> bool:
         """Tell whether the exchange has begun and waits to be finished."""
         stage = getattr(self, "_stage", None)
-        return self._store is not None and stage is not None and _journal.awaits(self._store, stage.name)
+        return isinstance(self._store, Path) and stage is not None and _journal.awaits(self._store, stage.name)
 
     def _failed(self, what: str, error: BaseException | None) -> str:
         where = getattr(self, "_stage", None) or self._folder or tempfile.gettempdir()
@@ -289,20 +295,6 @@ class Staging:
             f"most {need:.2f} GiB, usually a tenth of it. {state}; free some space, or mend the folder, and "
             "run again"
         )
-
-
-def container_format(store: Path | None) -> Any:
-    """Return the spatialdata format that a store is written in; None, the newest, for no store."""
-    if store is None:
-        return None
-    version = root_attributes(store).get("spatialdata_attrs", {}).get("version", "0.1")
-    if version not in SpatialDataContainerFormats:
-        msg = (
-            f"the store {store} has the spatialdata format {version!r}; spatialdata {sd.__version__} writes "
-            f"{sorted(SpatialDataContainerFormats)}. Update spatialdata"
-        )
-        raise InputError(msg)
-    return SpatialDataContainerFormats[version]
 
 
 def _template(

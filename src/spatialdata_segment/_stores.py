@@ -21,7 +21,11 @@ def open_store(path: str) -> SpatialData:
     """
     import spatialdata as sd
 
-    if "://" not in path and not Path(path).exists():
+    from spatialdata_segment._remote import read_remote
+
+    if "://" in path:
+        return read_remote(path)
+    if not Path(path).exists():
         raise MissingError(f"there is no store {path}: expected the folder of a SpatialData store, such as tissue.zarr")
     try:
         return sd.read_zarr(path)

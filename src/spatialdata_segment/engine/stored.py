@@ -1,4 +1,4 @@
-"""Images as zarr arrays on disk: their boxes read straight from there, and pixels in memory put there."""
+"""Images as zarr arrays, on disk or elsewhere: boxes read straight from there, and pixels in memory put on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import dask.array as da
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
+from zarr.storage import LocalStore
 
+from spatialdata_segment.engine.arrays import arrays_of, folder_of
 from spatialdata_segment.engine.entries import scratch_error
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _CHUNK = {2: (1024, 1024), 3: (32, 256, 256)}
 
 @dataclass(frozen=True)
 class Stored:
-    """Channels of an array ``(c, [z], y, x)`` on disk. A small box costs dask more than its pixels do.
+    """Channels of an array ``(c, [z], y, x)``. A small box costs dask more than its pixels do.
 
     Attributes
     ----------
@@ -43,7 +45,7 @@ class Stored:
     channels: tuple[int, ...]
 
     def fits(self, chunks: tuple[int, ...]) -> bool:
-        """Tell whether each chunk on disk lies in one block of that shape, so that none is read twice."""
+        """Tell whether each stored chunk lies in one block of that shape, so that none is read twice."""
         stored = (self.array.shards or self.array.chunks)[1:]
         return all(c % s == 0 or s >= n for c, s, n in zip(chunks, stored, self.array.shape[1:], strict=True))
 
@@ -57,10 +59,7 @@ class Stored:
 
 def folders_of(pixels: da.Array) -> set[Path]:
     """Return the folders of the arrays on disk that a lazy image is read from, as far as they can be told."""
-    layers = {name: layer for name, layer in pixels.dask.layers.items() if name.startswith("original-")}
-    values = (getattr(layer.get(name), "value", layer.get(name)) for name, layer in layers.items())
-    arrays = [value for value in values if isinstance(value, zarr.Array)]
-    return {Path(array.store.root) / array.path for array in arrays if hasattr(array.store, "root")}
+    return {folder_of(array) for array in arrays_of(pixels) if isinstance(array.store, LocalStore)}
 
 
 def is_carried(pixels: da.Array) -> bool:
