@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import spatialdata as sd
@@ -112,3 +114,24 @@ def test_names_are_checked_for_all(tmp_path):
     with pytest.raises(ExistsError, match="b_segmentation"):
         segment(sdata, ["a", "b"], n_jobs=1, **SMALL)
     assert not arrays(sdata, "a_")
+
+
+def test_warnings_are_as_before():
+    before = list(warnings.filters)
+    segment(made(), ["a", "b", "c", "d"], n_jobs=4, **SMALL)
+    assert warnings.filters == before
+
+
+def test_an_interrupt_stops_all(monkeypatch):
+    sdata, seen = made(), []
+
+    def interrupts(block):
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return bright(block)
+
+    with pytest.raises(KeyboardInterrupt):
+        segment(sdata, ["c", "a"], Function(function=interrupts), n_jobs=1, **SMALL)
+    assert len(seen) == 2
+    assert not sdata.labels

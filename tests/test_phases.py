@@ -356,3 +356,69 @@ def test_what_is_no_store_of_maps(tmp_path, sdata):
         decode(maps, sdata=other, **SMALL)
     with pytest.raises(InputError, match="no coordinate system"):
         decode(maps, to_coordinate_system="nowhere", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("median_filter_size", 3),
+        ("upper_quantile_normalization", 0.99),
+        ("segmentation_channel_nuclei", 1),
+        ("combine_nucleus_channels", (0, 1)),
+    ],
+)
+def test_what_acts_before_the_maps_may_not_differ(sdata, tmp_path, name, value):
+    maps = predict(sdata, "image", PAIR, tmp_path / "maps", **SMALL)
+    with pytest.raises(InputError, match=f"{name} is .*, and the maps were predicted with None: predict again"):
+        decode(maps, workflow=PAIR.model_copy(update={name: value}), **SMALL)
+
+
+def test_shards_of_earlier_maps_are_not_taken(tissue, tmp_path, monkeypatch):
+    """The image in memory changes, and its maps with it; a decode that was killed began with the old ones."""
+    flow, result = WORKFLOWS["network"], tmp_path / "result.zarr"
+    sd.SpatialData().write(result)
+    one = tissue.to_spatialdata()
+    other = Tissue(tissue.shape, seed=4, cell_diameter=18, density=0.9).to_spatialdata()
+    maps = predict(one, "image", flow, tmp_path / "maps", **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr("spatialdata_segment._segment.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            decode(maps, sdata=sd.read_zarr(result), **SMALL)
+    predict(other, "image", flow, maps, **SMALL)
+    found = decode(maps, sdata=sd.read_zarr(result), **SMALL)
+    assert_same(found, segment(other, "image", flow, **SMALL), means=False)
+
+
+@pytest.mark.parametrize("overlap", [np.int64(70), np.array([70, 70])])
+def test_numbers_of_numpy(sdata, tmp_path, overlap):
+    maps = predict(sdata, "image", "dapi", tmp_path / "maps", overlap_px=overlap, **SMALL)
+    assert decode(maps, **SMALL).labels
+
+
+def test_steps_of_functions(sdata, tmp_path):
+    step = Step(function=np.sqrt, version="1")
+    flow = Workflow(nucleus=ThresholdNuclei(threshold="otsu", min_distance=4), preprocess=(step,))
+    maps = predict(sdata, "image", flow, tmp_path / "maps", **SMALL)
+    with pytest.raises(InputError, match="or give workflow="):
+        decode(maps, **SMALL)
+    assert_same(decode(maps, workflow=flow, **SMALL), segment(sdata, "image", flow, **SMALL), means=False)
+
+
+def test_the_region_outlives_the_result(sdata, tmp_path):
+    segment(sdata, "image", PAIR, **SMALL)
+    maps = predict(sdata, "image", "dapi", tmp_path / "maps", roi_key="segmentation_cell_labels", **SMALL)
+    decode(maps, sdata=sdata, overwrite=True, **SMALL)
+    assert "segmentation_cell_labels" in sdata.labels
+
+
+def test_maps_are_no_scratch(sdata, tmp_path):
+    maps = predict(sdata, "image", "dapi", tmp_path / "maps", **SMALL)
+    with pytest.raises(ScratchError, match="belongs to another run"):
+        segment(sdata, "image", "dapi", scratch=maps, **SMALL)
+    with pytest.raises(InputError, match="lies in the folder of the maps"):
+        decode(maps, scratch=maps / "inside", **SMALL)
+    with pytest.raises(InputError, match="needs the image"):
+        decode(maps, measure_channels=0, **SMALL)
+    with pytest.raises(InputError, match="shard_size=0"):
+        decode(maps, **(SMALL | {"shard_size": 0}))
+    assert decode(maps, **SMALL).labels

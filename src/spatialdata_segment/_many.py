@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,12 @@ def workflows(images: Sequence[str] | Mapping[str, Any], workflow: Any) -> dict[
             )
         flows = {key: as_workflow(flow) for key, flow in images.items()}
     else:
-        flows = dict.fromkeys(images, as_workflow(workflow))
-        if len(flows) < len(images):
-            raise InputError(f"image_key={list(images)!r} names an image twice: name each once")
+        if not isinstance(images, Iterable):
+            raise InputError(f"image_key={images!r}, expected the name of an image, several, or a mapping to workflows")
+        names = list(images)
+        flows = dict.fromkeys(names, as_workflow(workflow))
+        if len(flows) < len(names):
+            raise InputError(f"image_key={names!r} names an image twice: name each once")
     if not flows:
         raise InputError("image_key is empty: expected the name of an image, several, or a mapping to workflows")
     return flows
@@ -51,7 +55,8 @@ def run_each(runs: Mapping[str, Callable[[], None]], executor: Executor) -> None
     ImagesError
         Names the images that failed and why; the others are done.
     """
-    at_once = min(len(runs), executor.n_jobs + _AHEAD if executor.n_jobs > 1 or executor.client is not None else 1)
+    busy = executor.n_jobs > 1 or executor.client is not None
+    at_once = min(len(runs), executor.n_jobs + _AHEAD if busy else 1)
 
     def one(key: str) -> Exception | None:
         with of_image(key):
@@ -61,10 +66,31 @@ def run_each(runs: Mapping[str, Callable[[], None]], executor: Executor) -> None
                 return error
         return None
 
-    with ThreadPoolExecutor(at_once) as drivers:
-        found = dict(zip(runs, drivers.map(one, runs), strict=True))
+    if at_once == 1:
+        found = {key: one(key) for key in runs}
+    else:
+        with warnings.catch_warnings():  # what drivers set in turn is put back here
+            found = dict(zip(runs, _on_drivers(one, list(runs), at_once, executor), strict=True))
     failed = {key: error for key, error in found.items() if error is not None}
     if failed:
         told = "; ".join(f"{key!r}: {type(error).__name__}: {error}" for key, error in failed.items())
         done = ", ".join(repr(key) for key in runs if key not in failed) or "none"
-        raise ImagesError(f"{len(failed)} of {len(runs)} images failed: {told}. Done: {done}", failed)
+        raise ImagesError(
+            f"{len(failed)} of {len(runs)} images failed: {told}. Done: {done}. Call again with "
+            f"image_key={list(failed)}, as a list or with their workflows",
+            failed,
+        )
+
+
+def _on_drivers(
+    one: Callable[[str], Exception | None], keys: Sequence[str], at_once: int, executor: Executor
+) -> list[Exception | None]:
+    """Run images side by side, each driven by a thread; an interrupt stops them all after their tasks in flight."""
+    with ThreadPoolExecutor(at_once) as drivers:
+        futures = [drivers.submit(one, key) for key in keys]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            executor.stop()
+            drivers.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -19,9 +19,10 @@ from spatialdata_segment._channels import Channel, roles
 from spatialdata_segment._prepare import Prepared, needed_shards
 from spatialdata_segment._request import Region, Request, make_plans, measured_channels
 from spatialdata_segment.config import Workflow
+from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.core.statistics import Statistic
-from spatialdata_segment.engine.maps import Maps, predict_maps
+from spatialdata_segment.engine.maps import Maps, block_sums, predict_maps
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.preprocess import Measured
 from spatialdata_segment.engine.scratch import Scratch, write_json
@@ -41,6 +42,20 @@ if TYPE_CHECKING:
 MANIFEST = "maps.json"
 """Written when all maps are there: what decoding needs to know besides."""
 
+_AFTER = frozenset(
+    {
+        "match_masks",
+        "filtering_threshold_mask_matching",
+        "multinucleated",
+        "unmatched",
+        "filter_masks_size",
+        "nucleus_size",
+        "cell_size",
+        "duplicate_mask",
+    }
+)
+"""Rules of a workflow that act on objects: maps that are kept serve for any of them."""
+
 
 def check_maps(flow: Workflow) -> None:
     """Raise where a method's maps are nothing to keep."""
@@ -57,7 +72,7 @@ def opened(
     folder: Path, request: Request, executor: Executor, *, resume: bool = True, overwrite: bool = False
 ) -> Iterator[Scratch]:
     """Open the store of maps of a request."""
-    fingerprint, resumable = request.fingerprint(), request.workflow.resumable
+    fingerprint, resumable = {"holds": "maps", **request.fingerprint()}, request.workflow.resumable
     try:
         store = Scratch(folder, fingerprint, given=True, resume=resume, resumable=resumable)
     except ScratchError:
@@ -77,7 +92,8 @@ def with_maps(ready: Prepared, store: Scratch, executor: Executor) -> Prepared:
     (store.folder / MANIFEST).unlink(missing_ok=True)
     group = zarr.open_group(store.folder, mode="a")
     for name, job in ready.jobs.items():
-        size = int(np.prod([max(c) for c in job.plan.chunks]))
+        grid = job.method.maps_box(job.image, Box.whole(job.image.shape)).size
+        size = int(np.prod([max(c) for c in job.plan.chunks])) * grid // int(np.prod(job.image.shape))
         shards = None if request.region is None else needed_shards(request, name)
         jobs[name] = replace(job, maps=predict_maps(job, store.part(name), shards, size, executor, name))
     _write_region(group, request.region)
@@ -103,6 +119,7 @@ def _manifest(ready: Prepared) -> dict[str, Any]:
             "blocks": job.maps.blocks.chunks,
             "lacking": sorted(job.maps.lacking),
             "token": job.maps.token,
+            "content": f"{zlib.crc32(block_sums(zarr.open_group(job.maps.folder, mode='r')).tobytes()):08x}",
         }
     plan = next(iter(request.plans.values()))
     polygons = None if request.region is None else request.region.polygons
@@ -113,6 +130,7 @@ def _manifest(ready: Prepared) -> dict[str, Any]:
         "region": None
         if request.region is None
         else ("mask" if polygons is None else shapely.to_wkb(polygons, hex=True)),
+        "roi_key": request.roi_key,
         "region_check": None if request.region is None else request.region.fingerprint(),
         "shard_size": int(np.prod([max(c) for c in plan.chunks])),
         "overlap_px": request.overlap_px,
@@ -159,7 +177,6 @@ def read_workflow(kept: Mapping[str, Any]) -> Workflow:
 def prepared_of(
     folder: Path,
     kept: Mapping[str, Any],
-    original: Workflow,
     flow: Workflow,
     sdata: SpatialData,
     executor: Executor,
@@ -174,7 +191,8 @@ def prepared_of(
     table: bool,
 ) -> Prepared:
     """Put together what the maps' manifest and the call say."""
-    ref, masks = _image_of(sdata, _elements.unpacked(kept["grid"])), kept["masks"]
+    ref, masks = _image_of(sdata, _elements.unpacked(kept["grid"]), np.dtype(kept["dtype"])), kept["masks"]
+    _check_rules(flow, kept["workflow"])
     if system not in ref.transformations:
         raise InputError(
             f"the maps have no coordinate system {system!r}: expected one of {', '.join(sorted(ref.transformations))}"
@@ -183,12 +201,13 @@ def prepared_of(
     size = kept["pixel_size"]
     info = ImageInfo(shape, np.dtype(kept["dtype"]), None if size is None else tuple(size))
     images = {m: replace(info, dtype=np.dtype(k["dtype"]), n_channels=len(k["channels"])) for m, k in masks.items()}
-    measured = {m: Measured(_numbers(k["levels"]), _numbers(k["statistics"])) for m, k in masks.items()}
-    methods = {m: _adapted(m, original, flow, masks, images, measured) for m in flow.methods()}
+    before = {m: Measured(_numbers(k["levels"]), _numbers(k["statistics"])) for m, k in masks.items()}
+    methods = {m: _adapted(m, flow, kept, images, before) for m in flow.methods()}
+    measured = {m: before[m] for m in methods}
     overlap = kept["overlap_px"] if overlap_px is None else overlap_px
     channels = {m: tuple(Channel(tuple(c["indices"]), c["stain"]) for c in masks[m]["channels"]) for m in methods}
     preprocessing = flow.preprocessing({m: roles(methods[m], m, len(c)) for m, c in channels.items()})
-    plans = make_plans(methods, info, shard_size or kept["shard_size"], overlap)
+    plans = make_plans(methods, info, kept["shard_size"] if shard_size is None else shard_size, overlap)
     lacking = any(masks[m]["lacking"] for m in methods) and isinstance(ref, _elements.ImageRef)
     on_device = any(m.decodes_on_device or (lacking and m.uses_device) for m in methods.values())
     here = executor.devices(devices, used=on_device)
@@ -201,11 +220,12 @@ def prepared_of(
         images=images,
         plans=plans,
         region=_region(folder, kept["region"], kept["region_check"]),
-        measured=measured_channels(ref, measure_channels) if isinstance(ref, _elements.ImageRef) else (),
+        measured=_measured(ref, measure_channels),
         matrix=_elements.pixel_matrix(ref.transformations[system], len(shape)),
         key_added=key_added,
         shapes=shapes,
         table=table,
+        roi_key=kept["roi_key"],
         overlap_px=overlap,
         devices=here,
         files={"maps": digest(kept)},
@@ -235,42 +255,66 @@ def prepared_of(
     return Prepared(request, jobs, measured)
 
 
-def _image_of(sdata: SpatialData, grid: _elements.Grid) -> _elements.Grid:
+def _image_of(sdata: SpatialData, grid: _elements.Grid, dtype: np.dtype[Any]) -> _elements.Grid:
     """Return the image of the maps where the object holds it, else its grid."""
     if grid.key not in sdata.images:
         return grid
     ref = _elements.read_image(sdata, grid.key, grid.scale)
-    if ref.pyramid[0] != grid.pyramid[0]:
-        raise InputError(
-            f"image {grid.key!r} at {grid.scale!r} has shape {ref.pyramid[0]}, and the maps are of {grid.pyramid[0]}: "
-            "pass the object that they were predicted of, or one without an image of that name"
-        )
+    there = {"shape": ref.pyramid[0], "channels": ref.channels, "dtype": str(ref.data.dtype)}
+    expected = {"shape": grid.pyramid[0], "channels": grid.channels, "dtype": str(dtype)}
+    for what, value in there.items():
+        if value != expected[what]:
+            raise InputError(
+                f"image {grid.key!r} at {grid.scale!r} has {what} {value}, and the maps are of {expected[what]}: "
+                "pass the object that they were predicted of, or one without an image of that name"
+            )
     return ref
+
+
+def _measured(ref: _elements.Grid, wanted: Sequence[str | int] | str | int | None) -> tuple[int, ...]:
+    """Return the channels whose means go into the table; none without the image."""
+    if isinstance(ref, _elements.ImageRef):
+        return measured_channels(ref, wanted)
+    if wanted is not None:
+        raise InputError(f"measure_channels={wanted!r} needs the image: pass sdata= with image {ref.key!r}")
+    return ()
+
+
+def _check_rules(flow: Workflow, before: Mapping[str, Any]) -> None:
+    """Raise where a workflow differs in what acts before the maps are made."""
+    now = flow.model_dump(mode="json")
+    for name, value in now.items():
+        if name not in _AFTER and name not in ("nucleus", "cell") and value != before[name]:
+            raise InputError(
+                f"{name} is {value!r}, and the maps were predicted with {before[name]!r}: predict again; decoding may "
+                f"change {', '.join(sorted(_AFTER))}, and what the methods' decode_parameters name"
+            )
 
 
 def _adapted(
     mask: str,
-    original: Workflow,
     flow: Workflow,
-    masks: Mapping[str, Any],
+    kept: Mapping[str, Any],
     images: Mapping[str, ImageInfo],
     measured: Mapping[str, Measured],
 ) -> Method:
     """Return a method as it was adapted to the image, with the thresholds asked for."""
-    asked, before = flow.methods()[mask], original.methods().get(mask)
-    if before is None or type(before) is not type(asked):
-        had = "none" if before is None else repr(before.name)
+    asked, before = flow.methods()[mask], kept["workflow"][mask]
+    now = {"method": asked.name, **asked.model_dump(mode="json")}
+    if before is None or before["method"] != asked.name:
+        had = "none" if before is None else repr(before["method"])
         raise InputError(f"the {mask} method is {asked.name!r}, and the maps have {had}: predict with this workflow")
-    for name in type(asked).model_fields:
-        if name not in asked.decode_parameters and getattr(asked, name) != getattr(before, name):
+    for name, value in now.items():
+        if name not in asked.decode_parameters and value != before.get(name):
             raise InputError(
-                f"{mask}.{name} is {getattr(asked, name)!r}, and the maps were predicted with "
-                f"{getattr(before, name)!r}: predict again; decoding may change {sorted(asked.decode_parameters)}"
+                f"{mask}.{name} is {value!r}, and the maps were predicted with {before.get(name)!r}: predict again; "
+                f"decoding may change {', '.join(sorted(asked.decode_parameters)) or 'none of its parameters'}"
             )
     lacking = [s.label for s in asked.statistics(images[mask]) if s not in measured[mask].statistics]
     if lacking:
         raise InputError(f"the {mask} method needs {', '.join(lacking)}, which was not measured: predict again")
-    return asked.model_copy(update=masks[mask]["adapted"])
+    adapted = kept["masks"][mask]["adapted"]
+    return asked.model_copy(update={k: v for k, v in adapted.items() if k not in asked.decode_parameters})
 
 
 def _said(before: Mapping[str, Any], method: Method) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from spatialdata_segment._staging import recover_sdata
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
+from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -161,8 +162,9 @@ def decode(
         As `segment`.
     """
     folder, kept = Path(maps), read_manifest(Path(maps))
-    original = read_workflow(kept)
-    flow = original if workflow is None else as_workflow(workflow)
+    flow = read_workflow(kept) if workflow is None else as_workflow(workflow)
+    if scratch is not None and folder.resolve() in (Path(scratch).resolve(), *Path(scratch).resolve().parents):
+        raise InputError(f"scratch={str(scratch)!r} lies in the folder of the maps, {folder}: pass another one")
     executor = Executor(n_jobs)
     executor.check_seen(folder / MANIFEST, "what predict() left")
     if sdata is not None and _elements.local_store(sdata) is not None:
@@ -171,7 +173,6 @@ def decode(
     ready = prepared_of(
         folder,
         kept,
-        original,
         flow,
         target,
         executor,

@@ -258,6 +258,7 @@ def resolve(
     table: bool,
 ) -> Request:
     """Check everything that can be known before a pixel is read, and put it into one object."""
+    overlap_px = None if overlap_px is None else _plain(overlap_px)
     ref = _elements.read_image(sdata, image_key, scale)
     shape = tuple(int(n) for n in ref.data.shape[1:])
     info = ImageInfo(shape, ref.data.dtype, checked_pixel_size(pixel_size, len(shape)))
@@ -369,6 +370,12 @@ def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | N
             f"minimum of {method.name}"
         )
     return tuple(int(g) for g in given)
+
+
+def _plain(given: int | Sequence[int]) -> int | list[int]:
+    """Return numbers of numpy as those of Python, which go into JSON."""
+    plain: int | list[int] = np.asarray(given).tolist()
+    return plain
 
 
 def checked_pixel_size(given: float | Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:

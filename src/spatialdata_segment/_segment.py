@@ -195,7 +195,8 @@ def _maps_folder(sdata: SpatialData, request: Request, scratch: str | Path | Non
         return store / DOT / f"{request.key_added}.maps"
     if scratch is None:
         raise InputError("keep_maps=True of an object in memory needs scratch=: the maps are kept beside that folder")
-    return Path(scratch).with_name(f"{Path(scratch).name}.maps")
+    folder = Path(scratch).resolve()
+    return folder.with_name(f"{folder.name}.maps")
 
 
 def execute(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -64,11 +64,12 @@ class Executor:
             raise InputError(f"n_jobs={n_jobs}, expected a whole number from 1, or None for all cores")
         self.client = _active_client()
         self.n_jobs = n_jobs if n_jobs is not None else _cores()
+        self._pool = ThreadPoolExecutor(self.n_jobs)  # whatever the number of threads that call it
+        self._stopped = threading.Event()
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        """The threads of this executor, whatever the number of those that call it."""
-        return ThreadPoolExecutor(self.n_jobs)
+    def stop(self) -> None:
+        """Run no further task: what calls `run` meanwhile, and later, is interrupted."""
+        self._stopped.set()
 
     @property
     def where(self) -> str:
@@ -183,6 +184,8 @@ class Executor:
 
         def posttask(key: Hashable, *_: object) -> None:
             nonlocal done
+            if self._stopped.is_set():
+                raise KeyboardInterrupt
             if key in wanted:
                 done += 1
                 emit(Event(stage, done, total))
@@ -210,6 +213,9 @@ class Executor:
         found = {}
         # taken from its worker at once, a result outlives that worker
         for future, result in as_completed(futures, with_results=True, raise_errors=False):
+            if self._stopped.is_set():
+                self.client.cancel(futures)
+                raise KeyboardInterrupt
             if future.status == "error":
                 error = future.exception()
                 self.client.cancel(futures)

@@ -118,7 +118,7 @@ def _writable(array: zarr.Array[Any]) -> zarr.Array[Any]:
     return zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=array.store_path, config=config))
 
 
-def _sums(group: zarr.Group) -> NDArray[np.int64]:
+def block_sums(group: zarr.Group) -> NDArray[np.int64]:
     """Return what ``done`` says of each block, 0 where it cannot be read."""
     done = _array(group, "done")
     try:
@@ -170,7 +170,7 @@ def predict_maps(
     token = str(group.attrs["token"])
     maps = Maps(folder, blocks, token)
     wanted = _wanted(job, blocks, shards)
-    written = np.flatnonzero(_sums(group)).tolist()
+    written = np.flatnonzero(block_sums(group)).tolist()
     pending = wanted
     if "maps" not in group:  # a method that has none
         written, pending = wanted, []
