@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import zlib
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from zarr.core.array_spec import ArrayConfig
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan, Window
+from spatialdata_segment.engine.entries import scratch_error
 from spatialdata_segment.engine.shard import Failure, Job, dense_maps, read_pixels, shard_error
 from spatialdata_segment.errors import ScratchError
 
@@ -258,6 +260,10 @@ def _write_block(job: Job, maps: Maps, index: int) -> int | Failure:
         done[at] = crc
     except ScratchError:
         raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise scratch_error(maps.folder / "maps", error) from error
+        return Failure(index, core, error)
     except Exception as error:  # noqa: BLE001 (whatever a method raises is told with its block)
         return Failure(index, core, error)
     return index
