@@ -94,7 +94,7 @@ def read_elements(
     root = [name for name in remote.find(depth=1) if name in METADATA]
     if not root:
         raise MissingError(f"no SpatialData store at {remote}; check the address, and what lies there")
-    with tempfile.TemporaryDirectory(prefix="spatialdata-segment-") as folder:
+    with tempfile.TemporaryDirectory(prefix="spatialdata-segment-", ignore_cleanup_errors=True) as folder:
         copy = Path(folder, "copy.zarr")
         names = [name for kind in kinds for name in remote.find(kind, depth=3 if kind in _RASTER else None)]
         wanted = [n for n in names if n.partition("/")[0] not in _RASTER or n.rpartition("/")[2] in METADATA]
