@@ -6,9 +6,11 @@ import logging
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import dask.array as da
 import geopandas as gpd
@@ -22,6 +24,7 @@ from spatialdata_segment.core.contours import Outlines, merge, trace
 from spatialdata_segment.core.matching import Fate, Reason, Resolution, resolve
 from spatialdata_segment.core.measure import Intensities, combine_intensities, intensity_sums, locate, map_labels
 from spatialdata_segment.core.objects import Objects
+from spatialdata_segment.engine.entries import Entry, write_entry
 from spatialdata_segment.engine.executor import shared
 from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.stored import Stored
@@ -158,9 +161,19 @@ class _Target:
     """One written labels element: where its candidates are read, what they become, where they go."""
 
     labels: StitchedLabels
-    ids: NDArray[np.int64]
-    final: NDArray[np.unsignedinteger]
+    mapping: tuple[NDArray[np.int64], NDArray[np.unsignedinteger]] | Path
     array: zarr.Array[Any]
+
+    def final_ids(self, box: Box) -> NDArray[Any]:
+        """Return the labels of a box as they are written."""
+        ids, final = _read_mapping(self.mapping) if isinstance(self.mapping, Path) else self.mapping
+        return map_labels(self.labels.read(box, partial=True), ids, final, self.array.dtype)
+
+
+@lru_cache(maxsize=2)
+def _read_mapping(path: Path) -> tuple[NDArray[np.int64], NDArray[np.unsignedinteger]]:
+    entry = Entry(path)
+    return entry.read("ids"), entry.read("final")
 
 
 @dataclass(frozen=True)
@@ -186,11 +199,15 @@ def _write_blocks(
     chunks: tuple[int, ...],
     executor: Executor,
 ) -> list[_Block]:
-    targets = {
-        name: _Target(masks[mask].labels, ids, final.astype(arrays[name].dtype), arrays[name])
-        for name, mask in request.written.items()
-        for ids, final in (outcome.fate(mask).mapping,)
-    }
+    targets = {}
+    for name, mask in request.written.items():
+        labels, (ids, final) = masks[mask].labels, outcome.fate(mask).mapping
+        mapping: Any = ids, final.astype(arrays[name].dtype)
+        if executor.client is not None:  # as long as the objects are many: not with the tasks
+            path = labels.folder / f"{name}-{uuid4().hex}.final"
+            write_entry(path, dict(zip(("ids", "final"), mapping, strict=True)))
+            mapping = path
+        targets[name] = _Target(labels, mapping, arrays[name])
     spec = _Spec(targets, "cell" if "cell" in targets else "nucleus", request.shapes, chunks, request.info.shape)
     grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
     places = list(product(*map(range, grid)))
@@ -227,7 +244,7 @@ def _write_block(spec: _Spec, at: tuple[int, ...], image: NDArray[Any] | Stored 
     outlines: dict[str, list[tuple[int, Outlines]]] = {}
     intensities = None
     for name, target in spec.targets.items():
-        labels = map_labels(target.labels.read(box, partial=True), target.ids, target.final, target.array.dtype)
+        labels = target.final_ids(box)
         if labels.any():
             target.array[box.slices] = labels
         if spec.shapes:
