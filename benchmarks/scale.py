@@ -194,9 +194,7 @@ def plan_part(args: argparse.Namespace, _: Path) -> None:
     """Print what planning takes."""
     found = child("planned", args.plan_side)
     print("  " + found["plan"].replace("\n", "\n  "))
-    print(
-        f"  {found['shards']} shards: {found['tasks']} tasks of map_overlap, or {found['alone']} that read for themselves"
-    )
+    print(f"  {found['shards']} shards: {found['tasks']} tasks of map_overlap, or {found['alone']} that read alone")
     print(f"  {judged('plan, seconds', found['seconds'])} s, {judged('plan, GB', found['peak'] / 1e9)} GB")
 
 

@@ -71,14 +71,25 @@ def check_maps(flow: Workflow) -> None:
 def opened(
     folder: Path, request: Request, executor: Executor, *, resume: bool = True, overwrite: bool = False
 ) -> Iterator[Scratch]:
-    """Open the store of maps of a request."""
-    fingerprint, resumable = {"holds": "maps", **request.fingerprint()}, request.workflow.resumable
+    """Open the store of maps of a request; those of another one are only replaced with ``overwrite``."""
+
+    def take(resume: bool) -> Scratch:
+        fingerprint = {"holds": "maps", **request.fingerprint()}
+        resumable, what = request.workflow.resumable, "folder of maps"
+        return Scratch(
+            folder, fingerprint, given=True, resume=resume, resumable=resumable, what=what, discards="overwrite=True"
+        )
+
     try:
-        store = Scratch(folder, fingerprint, given=True, resume=resume, resumable=resumable)
+        store = take(True)
     except ScratchError:
         if not overwrite:
             raise
-        store = Scratch(folder, fingerprint, given=True, resume=False)
+        store = take(False)
+    else:
+        if not resume:
+            store.close()
+            store = take(False)
     try:
         executor.check_folder(folder)
         yield store

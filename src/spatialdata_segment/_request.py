@@ -258,7 +258,6 @@ def resolve(
     table: bool,
 ) -> Request:
     """Check everything that can be known before a pixel is read, and put it into one object."""
-    overlap_px = None if overlap_px is None else _plain(overlap_px)
     ref = _elements.read_image(sdata, image_key, scale)
     shape = tuple(int(n) for n in ref.data.shape[1:])
     info = ImageInfo(shape, ref.data.dtype, checked_pixel_size(pixel_size, len(shape)))
@@ -292,7 +291,7 @@ def resolve(
         shapes=shapes,
         table=table,
         roi_key=roi_key,
-        overlap_px=overlap_px,
+        overlap_px=None if overlap_px is None else _plain(overlap_px),
         devices=executor.devices(devices, used=any(m.uses_device for m in methods.values())),
         files=_elements.stat_fingerprint(ref),
     )

@@ -224,7 +224,8 @@ def execute(
         kept = scratch is not None or _elements.local_store(sdata) is not None
         request = stack.enter_context(at_hand(request, folder.part("image"), executor))
         if ready is not None:
-            ready = replace(ready, request=request)
+            jobs = {name: replace(job, kept=kept) for name, job in ready.jobs.items()}
+            ready = replace(ready, request=request, jobs=jobs)
         else:
             ready = prepare(request, folder.part, executor, measured, kept=kept)
             if maps is not None:

@@ -44,12 +44,22 @@ class Scratch:
         False discards what an earlier run left.
     resumable
         False: nobody can go on from this run, nor this one from another.
+    what, discards
+        How errors name the folder, and the argument that discards what another run left in it.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: dict[str, Any], *, given: bool, resume: bool, resumable: bool = True
+        self,
+        folder: Path,
+        fingerprint: dict[str, Any],
+        *,
+        given: bool,
+        resume: bool,
+        resumable: bool = True,
+        what: str = "scratch folder",
+        discards: str = "resume=False",
     ) -> None:
-        self.given = given
+        self.given, self.what, self.discards = given, what, discards
         self._lock: Lock | None = None
         self.folder = folder
         if not given:
@@ -77,7 +87,7 @@ class Scratch:
         except OSError as error:
             raise scratch_error(self.folder, error) from error
         if self.given:
-            raise ScratchError(f"scratch folder {self.folder} is in use by another run: pass another one")
+            raise ScratchError(f"{self.what} {self.folder} is in use by another run: pass another one")
         self.folder = folder / f"{digest(fingerprint)}-{os.getpid()}-{uuid4().hex[:8]}"
 
     def close(self) -> None:
@@ -95,13 +105,13 @@ class Scratch:
         foreign = before is None or before.pop("program", None) != PROGRAM
         if foreign and self.given and self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
             raise ScratchError(
-                f"scratch folder {self.folder} is not empty and holds no run of this package (or its run.json is "
+                f"{self.what} {self.folder} is not empty and holds no run of this package (or its run.json is "
                 "damaged): pass an empty or a new folder"
             )
         if before is not None and before != fingerprint and resume and self.given:
             raise ScratchError(
-                f"scratch folder {self.folder} belongs to another run; different: {_difference(before, fingerprint)}. "
-                "Pass another folder, or resume=False to discard what it holds"
+                f"{self.what} {self.folder} belongs to another run; different: {_difference(before, fingerprint)}. "
+                f"Pass another folder, or {self.discards} to discard what it holds"
             )
         if before is not None and (before != fingerprint or not resume or not resumable):
             self.clear()
