@@ -42,10 +42,10 @@ def references(kill, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "replaces", "moments", "spoil"),
     [
-        ("workflow", False, [("shards", 0.6)], True),
+        ("expanded", False, [("shards", 0.6)], True),
         ("callable", False, [("write", 0.5), ("swap", 0.3)], False),
         ("callable", True, [("swap", 0.2)], False),
-        ("workflow", True, [("write", 0.7), ("swap", 0.6)], False),
+        ("expanded", True, [("write", 0.7), ("swap", 0.6)], False),
     ],
     ids=["shards-and-damage", "writing", "replacing", "replacing-twice"],
 )
