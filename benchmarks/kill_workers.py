@@ -66,10 +66,11 @@ class Killer:
         self.stage = event.stage
 
     def kill(self) -> None:
-        """End one of the workers that run."""
-        nannies = [w for w in self.cluster.workers.values() if w.pid is not None and w.pid not in self.killed]
-        if nannies:
-            pid = nannies[int(self.rng.integers(len(nannies)))].pid
+        """End one of the workers that are up: of one that starts its nanny would despair."""
+        up = set(self.cluster.scheduler.workers)
+        found = [w.pid for w in self.cluster.workers.values() if w.worker_address in up and w.pid not in self.killed]
+        if found:
+            pid = found[int(self.rng.integers(len(found)))]
             self.killed[pid] = self.stage
             os.kill(pid, signal.SIGKILL)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -39,6 +40,7 @@ def _no_slurm() -> str | None:
 
 NO_SLURM = _no_slurm()
 needs_slurm = pytest.mark.skipif(NO_SLURM is not None, reason=str(NO_SLURM))
+needs_jobqueue = pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="without dask-jobqueue")
 
 
 # what is asked for
@@ -127,16 +129,14 @@ def test_configurations_are_frozen():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the name of the loopback interface is Linux's")
+@needs_jobqueue
 def test_options_of_dask_jobqueue(tmp_path):
-    pytest.importorskip("dask_jobqueue")
     jobs = Jobs(
         cores=4, memory="8 GiB", nodes=2, gpus=2, walltime="01:00:00", partition="gpu", account="me", interface="lo",
         extra_directives=["--qos=long"], job_script_prologue=["module load cuda"], python="/venv/bin/python",
         local_directory="/scratch", log_directory=str(tmp_path / "logs"),
     )  # fmt: skip
-    from dask_jobqueue import SLURMCluster
-
-    with SLURMCluster(**slurm._options(jobs)) as cluster:
+    with slurm._cluster_class()(**slurm._options(jobs)) as cluster:
         script = cluster.job_script()
     for line in (
         "#SBATCH -p gpu", "#SBATCH -A me", "#SBATCH --cpus-per-task=4", "#SBATCH --mem=8G", "#SBATCH -t 01:00:00",
@@ -279,8 +279,18 @@ def test_clusters_that_are_refused(tmp_path):
         pass
 
 
+@needs_jobqueue
+def test_ctrl_c_stays_an_interruption():
+    """Import in a process of its own: here it may have happened."""
+    code = (
+        "import signal; from spatialdata_segment.cluster import slurm; slurm._cluster_class(); "
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@needs_jobqueue
 def test_without_sbatch(tmp_path, monkeypatch):
-    pytest.importorskip("dask_jobqueue")
     monkeypatch.setenv("PATH", str(tmp_path))
     with (
         pytest.raises(MissingError, match="sbatch is not there"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
+import sys
+import threading
 import time
 from contextlib import contextmanager
 from itertools import count
@@ -39,7 +42,7 @@ _TRIES = 3
 @contextmanager
 def slurm_client(jobs: Jobs) -> Iterator[Client]:
     """Submit jobs and yield the active client of their workers; see `cluster_client`."""
-    cls = require("dask_jobqueue", "cluster").SLURMCluster
+    cls = _cluster_class()
     require("cryptography", "cluster")
     # a job that SLURM requeues comes back under its name: dask is not to cancel it meanwhile
     patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "10000 days"})
@@ -55,6 +58,17 @@ def slurm_client(jobs: Jobs) -> Iterator[Client]:
             finally:
                 if keeper.error is not None:  # what else is raised, or was caught, follows from it
                     raise keeper.error
+
+
+def _cluster_class() -> Callable[..., Any]:
+    """Import ``SLURMCluster``, and give Ctrl-C back: at its import the package makes of it an end without an error."""
+    if "dask_jobqueue" not in sys.modules and threading.current_thread() is not threading.main_thread():
+        raise ClusterError("jobs of SLURM can only be started from the main thread of a program: call from there")
+    before = signal.getsignal(signal.SIGINT)
+    cls: Callable[..., Any] = require("dask_jobqueue", "cluster").SLURMCluster
+    if signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
+    return cls
 
 
 def started(cls: Callable[..., Any], options: dict[str, Any]) -> Any:
