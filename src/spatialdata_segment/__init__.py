@@ -12,6 +12,7 @@ from spatialdata_segment._version import __version__
 
 if TYPE_CHECKING:
     from spatialdata_segment import pl, testing
+    from spatialdata_segment._dialects import Configuration, read_configuration
     from spatialdata_segment._label_image import label_image
     from spatialdata_segment._phases import decode, predict
     from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cellpose",
+    "Configuration",
     "EqualizeHistogram",
     "ExpandNuclei",
     "Function",
@@ -54,6 +56,7 @@ __all__ = [
     "polygons_to_labels",
     "predict",
     "preview",
+    "read_configuration",
     "read_remote",
     "register_method",
     "register_workflow",
@@ -63,6 +66,7 @@ __all__ = [
 
 _HOME = {
     "Cellpose": "methods.cellpose.method",
+    "Configuration": "_dialects",
     "EqualizeHistogram": "_preprocess",
     "ExpandNuclei": "methods.expand",
     "Function": "methods.function",
@@ -83,6 +87,7 @@ _HOME = {
     "polygons_to_labels": "_polygons",
     "predict": "_phases",
     "preview": "_preview",
+    "read_configuration": "_dialects",
     "read_remote": "_remote",
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",

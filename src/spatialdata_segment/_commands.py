@@ -174,8 +174,8 @@ def do_predict(args: argparse.Namespace) -> None:
     config = _cluster_config(args)
     if _wrote_script(args, config):
         return
-    named = {} if args.image is None else {args.image: read_workflow(args.workflow)}
-    target = target_of(args.store, named, args.workflow)
+    flow = read_workflow(args.workflow, args)
+    target = target_of(args.store, {} if args.image is None else {args.image: flow}, flow)
     ((key, flow),) = target.flows.items()
     with _workers(args, config, "predict"):
         print(predict(target.sdata, key, flow, args.maps, **given(predict, args)))
@@ -186,7 +186,7 @@ def do_decode(args: argparse.Namespace) -> None:
     config = _cluster_config(args)
     if _wrote_script(args, config):
         return
-    workflow = None if args.workflow is None else read_workflow(args.workflow)
+    workflow = None if args.workflow is None else read_workflow(args.workflow, args)
     read_manifest(Path(args.maps))  # nothing is made where there are no maps
     sdata = open_or_make_store(args.output) if args.store is None else open_store(args.store)
     with _workers(args, config, "decode"):

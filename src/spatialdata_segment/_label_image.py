@@ -41,7 +41,7 @@ def label_image(
     overlap_px: int | Sequence[int] | None = None,
     statistics: Mapping[Statistic, float] | None = None,
     n_jobs: int | None = None,
-    devices: str | Sequence[str] = "auto",
+    devices: str | int | Sequence[str] = "auto",
 ) -> xr.DataArray | da.Array:
     """Label an image lazily: nothing but its statistics is computed before the labels are.
 

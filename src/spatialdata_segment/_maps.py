@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from spatialdata_segment import _elements
 from spatialdata_segment._channels import Channel, roles
 from spatialdata_segment._prepare import Prepared, needed_shards
-from spatialdata_segment._request import Region, Request, make_plans, measured_channels
+from spatialdata_segment._request import AtLeast, Region, Request, make_plans, measured_channels
 from spatialdata_segment.config import Workflow
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan
@@ -27,7 +27,7 @@ from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.preprocess import Measured
 from spatialdata_segment.engine.scratch import Scratch, write_json
 from spatialdata_segment.engine.shard import Job
-from spatialdata_segment.errors import InputError, MissingError, ScratchError
+from spatialdata_segment.errors import InputError, MissingError, ScratchError, is_whole
 from spatialdata_segment.methods.base import ImageInfo
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def prepared_of(
     system: str,
     shard_size: int | None,
     overlap_px: int | Sequence[int] | None,
-    devices: str | Sequence[str],
+    devices: str | int | Sequence[str],
     shapes: bool,
     table: bool,
 ) -> Prepared:
@@ -216,6 +216,8 @@ def prepared_of(
     methods = {m: _adapted(m, flow, kept, images, before) for m in flow.methods()}
     measured = {m: before[m] for m in methods}
     overlap = kept["overlap_px"] if overlap_px is None else overlap_px
+    if overlap_px is None and is_whole(overlap):
+        overlap = AtLeast(overlap)  # as predict took it
     channels = {m: tuple(Channel(tuple(c["indices"]), c["stain"]) for c in masks[m]["channels"]) for m in methods}
     preprocessing = flow.preprocessing({m: roles(methods[m], m, len(c)) for m, c in channels.items()})
     plans = make_plans(methods, info, kept["shard_size"] if shard_size is None else shard_size, overlap)

@@ -48,9 +48,10 @@ def add_options(
             continue
         kinds = [k for k in (int, float, str) if re.search(rf"\b{k.__name__}\b", parameter.annotation)]
         several = "Sequence" in parameter.annotation
+        parts = "Mapping" in parameter.annotation
         parser.add_argument(
-            _dashed(name), default=argparse.SUPPRESS, help=text, type=_reader(kinds, several),
-            metavar=("A,B" if several else "N" if int in kinds else "X" if float in kinds else name.upper()),
+            _dashed(name), default=argparse.SUPPRESS, help=text, type=_reader(kinds, several, parts),
+            metavar=("N|PART=N,..." if parts else "A,B" if several else "N" if int in kinds else "X" if float in kinds else name.upper()),
         )  # fmt: skip
 
 
@@ -74,8 +75,8 @@ def _dashed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _reader(kinds: Iterable[type], several: bool) -> Callable[[str], Any]:
-    """Return what reads a value: the first kind that takes it, or a list of such with commas between."""
+def _reader(kinds: Iterable[type], several: bool, parts: bool) -> Callable[[str], Any]:
+    """Return what reads a value: the first kind that takes it, several with commas between, or parts with names."""
 
     def one(text: str) -> Any:
         for kind in kinds:
@@ -89,7 +90,13 @@ def _reader(kinds: Iterable[type], several: bool) -> Callable[[str], Any]:
         values = [one(part.strip()) for part in text.split(",")]
         return values if len(values) > 1 else values[0]
 
-    return many if several else one
+    def named(text: str) -> Any:
+        if "=" not in text:
+            return one(text)
+        pairs = [part.partition("=") for part in text.split(",")]
+        return {name.strip(): one(value.strip()) for name, _, value in pairs}
+
+    return many if several else named if parts else one
 
 
 _SAID: Mapping[type, str] = {int: "a whole number", float: "a number", str: "a name"}

@@ -111,7 +111,7 @@ def plan(
     image_key: str,
     workflow: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any] = "dapi",
     *,
-    n_jobs: int | None = None,
+    n_jobs: int | Mapping[str, int] | None = None,
     **options: Any,
 ) -> RunPlan:
     """Plan a run without reading a pixel.
@@ -140,13 +140,13 @@ def plan(
     masks = {name: _mask_plan(request, name, method) for name, method in methods.items()}
     pixels = float(np.prod(request.info.shape))
     per_pixel = _SCRATCH_BYTES_PER_PIXEL * len(masks) + _RESULT_BYTES_PER_PIXEL * len(request.written)
-    flying = min(executor.n_jobs, max(m.n_shards for m in masks.values()))
+    flying = min(executor.in_flight, max(m.n_shards for m in masks.values()))
     return RunPlan(
         shape=request.info.shape,
         masks=masks,
         memory_bytes=max(m.bytes_per_shard for m in masks.values()) * flying,
         disk_bytes=int(pixels * per_pixel),
-        seconds=sum(m.seconds for m in masks.values()) / flying,
+        seconds=sum(m.seconds for m in masks.values()) / min(executor.n_jobs, flying),
         outputs=request.names(),
     )
 
@@ -192,7 +192,7 @@ def preview(
     size: int = 1024,
     center: Sequence[float] | None = None,
     scale: str = "scale0",
-    n_jobs: int | None = None,
+    n_jobs: int | Mapping[str, int] | None = None,
     progress: bool = False,
     **options: Any,
 ) -> SpatialData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zlib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.engine.whole import read_source
-from spatialdata_segment.errors import InputError, is_whole
+from spatialdata_segment.errors import InputError, SegmentationWarning, is_whole
 from spatialdata_segment.methods.base import ImageInfo
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def resolve(
     shard_size: int | None,
     overlap_px: int | Sequence[int] | None,
     executor: Executor,
-    devices: str | Sequence[str],
+    devices: str | int | Sequence[str],
     shapes: bool,
     table: bool,
 ) -> Request:
@@ -295,6 +296,8 @@ def resolve(
         devices=executor.devices(devices, used=any(m.uses_device for m in methods.values())),
         files=_elements.stat_fingerprint(ref),
     )
+    if isinstance(overlap_px, AtLeast):
+        _tell_raised(methods, request.plans, overlap_px)
     for mask, method in methods.items():
         method.check(request.images[mask])
     check_memory(request.plans, methods, request.images, executor, lambda n: make_plans(methods, info, n, overlap_px))
@@ -356,6 +359,22 @@ def checked_shard_size(given: int | None, ndim: int) -> int:
     return given
 
 
+class AtLeast(int):
+    """A halo that is raised to the minimum of a method, and not refused."""
+
+
+def _tell_raised(methods: Mapping[str, Method], plans: Mapping[str, Plan], overlap_px: AtLeast) -> None:
+    for mask, method in methods.items():
+        halo = max(plans[mask].halo)
+        if halo > overlap_px:
+            warnings.warn(
+                f"overlap_px={overlap_px} is raised to {halo}, the minimum of {method.name}: the result is the same "
+                "for every larger one",
+                SegmentationWarning,
+                stacklevel=3,
+            )
+
+
 def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | None) -> tuple[int, ...]:
     """Return the halo per axis: the method's, or the one given if it is large enough."""
     if overlap_px is None:
@@ -363,6 +382,8 @@ def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | N
     values = np.ravel(overlap_px).tolist()
     given = tuple(values * info.ndim if np.isscalar(overlap_px) else values)
     least = method.context(info)
+    if isinstance(overlap_px, AtLeast):
+        return tuple(max(int(overlap_px), n) for n in least)
     if len(given) != info.ndim or not all(is_whole(g) and g >= n for g, n in zip(given, least, strict=True)):
         raise InputError(
             f"overlap_px={overlap_px!r}: expected a whole number, or one per axis, of at least {least} pixels, the "
@@ -373,7 +394,7 @@ def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | N
 
 def _plain(given: int | Sequence[int]) -> int | list[int]:
     """Return numbers of numpy as those of Python, which go into JSON."""
-    plain: int | list[int] = np.asarray(given).tolist()
+    plain: int | list[int] = given if isinstance(given, AtLeast) else np.asarray(given).tolist()
     return plain
 
 

@@ -59,8 +59,8 @@ def segment(
     pixel_size: float | Sequence[float] | None = None,
     shard_size: int | None = None,
     overlap_px: int | Sequence[int] | None = None,
-    n_jobs: int | None = None,
-    devices: str | Sequence[str] = "auto",
+    n_jobs: int | Mapping[str, int] | None = None,
+    devices: str | int | Sequence[str] = "auto",
     scratch: str | Path | None = None,
     resume: bool = True,
     keep_maps: bool = False,
@@ -109,10 +109,12 @@ def segment(
     overlap_px
         Halo read on each side of a core, a number or one per axis; None: the method's.
     n_jobs
-        Shards in flight; None: one a core. An active ``distributed.Client`` is used instead.
+        Shards in flight; None: one a core. A mapping tells apart, on one machine: ``"decode"``, shards decoded at
+        once; ``"queue"``, further ones whose maps may wait for that, as far as memory holds them, so that a GPU is
+        not idle; ``"write"``, blocks written at once. An active ``distributed.Client`` is used instead.
     devices
         Where networks run: "auto" (all CUDA devices, else Apple's "mps", else "cpu"), or names such as "cuda:1",
-        several to share the shards.
+        several to share the shards. A number: as "auto", at most so many; the CPU in their place is warned of.
     scratch
         Folder for intermediate results; None: in the store of a backed object, else (also for `read_remote`) a
         temporary one, from which no later run can go on.
@@ -286,7 +288,8 @@ def _write_record(
         "seconds": round(time.time() - started, 3),
         "host": platform.node(),
         "executor": executor.where,
-        "n_jobs": executor.n_jobs,
+        "n_jobs": {"decode": executor.n_jobs, "queue": executor.queue, "write": executor.writers},
+        "devices": list(request.devices),
         "plan": {m: {"grid": list(p.grid), "halo": list(p.halo)} for m, p in plans.items()},
         "evidence": {m: mask.evidence for m, mask in masks.items()},
         "parameters": request.parameters(),

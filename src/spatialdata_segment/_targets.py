@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spatialdata_segment._dialects import read_configuration
 from spatialdata_segment._stores import open_store
-from spatialdata_segment._yaml import read_yaml
-from spatialdata_segment.config import as_workflow
 from spatialdata_segment.errors import ClusterError, ImagesError, InputError, MissingError, SegmentationError
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from spatialdata_segment.config import Workflow
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,26 +54,45 @@ def find_targets(args: argparse.Namespace) -> list[Target]:
         key, named, flow = given.partition("=")
         if key in flows:
             raise InputError(f"--image names {key!r} twice: name each once")
-        flows[key] = read_workflow(flow if named else args.workflow)
-    return [target_of(path, flows, args.workflow) for path in paths]
+        flows[key] = read_workflow(flow if named else args.workflow, args)
+    common = None if flows else read_workflow(args.workflow, args)
+    if len(paths) > 1 and hasattr(args, "scratch"):
+        logger.info("%s: not used, every store has a scratch of its own", args.scratch)
+        del args.scratch
+    return [target_of(path, flows, common) for path in paths]
 
 
-def target_of(path: str, flows: dict[str, str | Workflow], workflow: str) -> Target:
-    """Open a store; where no image is named, take its only one."""
+def target_of(path: str, flows: dict[str, str | Workflow], common: str | Workflow | None) -> Target:
+    """Open a store; where no image is named, take its only one, with the workflow of all."""
     sdata = open_store(path)
     if not flows:
         if len(sdata.images) != 1:
             there = ", ".join(sdata.images) or "none"
             raise MissingError(f"{path} has {len(sdata.images)} images ({there}): name those to work on with --image")
-        flows = {next(iter(sdata.images)): read_workflow(workflow)}
+        assert common is not None
+        flows = {next(iter(sdata.images)): common}
     return Target(path, sdata, flows)
 
 
-def read_workflow(given: str) -> str | Workflow:
-    """Return the workflow of a YAML file, or the name as it is."""
-    if Path(given).suffix in (".yaml", ".yml"):
-        return as_workflow(read_yaml(given, "workflow"))
-    return given
+def read_workflow(given: str, args: argparse.Namespace) -> str | Workflow:
+    """Return the workflow of a YAML file, or the name as it is.
+
+    What the file says of the run becomes an option, where the command line does not give it.
+    """
+    if Path(given).suffix not in (".yaml", ".yml"):
+        return given
+    found = read_configuration(given)
+    read: dict[str, tuple[str, Any]] = vars(args).setdefault("read", {})
+    for name, value in found.options.items():
+        if name in read and read[name][1] != value:
+            raise InputError(
+                f"{read[name][0]} and {given} differ in {name}, {read[name][1]} and {value}, which holds for the whole "
+                f"run: give --{name.replace('_', '-')}"
+            )
+        if name in read or not hasattr(args, name):
+            read[name] = given, value
+            setattr(args, name, value)
+    return found.workflow
 
 
 def _stores(given: str) -> list[str]:

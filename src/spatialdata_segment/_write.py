@@ -28,7 +28,7 @@ from spatialdata_segment.engine.entries import Entry, write_entry
 from spatialdata_segment.engine.executor import shared
 from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.stored import Stored
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, SegmentationWarning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -212,10 +212,10 @@ def _write_blocks(
     grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
     places = list(product(*map(range, grid)))
     if not (request.table and request.measured):
-        return executor.map(partial(_write_block, spec, image=None), places, "writing")
+        return executor.map(partial(_write_block, spec, image=None), places, "writing", at_once=executor.writers)
     stored = request.stored(request.measured)
     if stored is not None and stored.fits(chunks):
-        return executor.map(partial(_write_block, spec, image=stored), places, "writing")
+        return executor.map(partial(_write_block, spec, image=stored), places, "writing", at_once=executor.writers)
     image = pick_channels(request.pixels, request.measured)
     image = image.rechunk((len(request.measured), *chunks), threshold=1 << 40)
     written = da.map_blocks(
@@ -227,7 +227,7 @@ def _write_blocks(
         meta=np.empty((0,) * image.ndim, object),
     )
     keys = [(written.name, 0, *at) for at in np.ndindex(*grid)]
-    return [r.item() for r in executor.run(written.__dask_graph__(), keys, "writing")]
+    return [r.item() for r in executor.run(written.__dask_graph__(), keys, "writing", at_once=executor.writers)]
 
 
 def _write_with_image(block: NDArray[Any], spec: _Spec, block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
@@ -340,7 +340,7 @@ def warn_if_empty(key: str, fate: Fate, n_candidates: int) -> None:
     if fate.is_kept.any():
         return
     what = f"none of {n_candidates} candidates was kept" if n_candidates else "no object was found"
-    warnings.warn(f"the segmentation of {key!r} is empty: {what}", UserWarning, stacklevel=4)
+    warnings.warn(f"the segmentation of {key!r} is empty: {what}", SegmentationWarning, stacklevel=4)
 
 
 def _renumbered(outcome: Outcome, mask: str) -> Fate:

@@ -30,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
-    from spatialdata_segment.errors import SegmentationError
+    from spatialdata_segment.errors import SegmentationError, SegmentationWarning
 
     with warnings.catch_warnings():
         if not args.debug:
             warnings.simplefilter("ignore")
+            warnings.simplefilter("default", SegmentationWarning)
+            warnings.showwarning = _show
             logging.getLogger("ome_zarr").setLevel(logging.ERROR)
         try:
             args.run(args)
@@ -44,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"spatialdata-segment: error: {error}", file=sys.stderr)
             return 2
     return 0
+
+
+def _show(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning in one line."""
+    print(f"spatialdata-segment: warning: {message}", file=sys.stderr)
 
 
 _VERBS = {

@@ -62,6 +62,10 @@ class ImagesError(SegmentationError):
         self.errors = errors
 
 
+class SegmentationWarning(UserWarning):
+    """Of this package: something may not be what was wanted."""
+
+
 def is_whole(value: object) -> TypeGuard[int]:
     """Tell whether a value that was given is a whole number (True and False are none)."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -22,7 +22,15 @@ def test_auto_looks_only_where_something_runs_on_devices(monkeypatch: pytest.Mon
     assert resolve_devices("auto") == ("cuda:0", "cuda:1")
 
 
-@pytest.mark.parametrize("given", ["gpu", "cuda:x", "", ["cpu", 3], "cuda:-1", ["cpu", "cpu"], []])
+def test_a_number_is_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_found", lambda: ("cuda:0", "cuda:1", "cuda:2"))
+    assert [resolve_devices(n) for n in (1, 2, 7)] == [("cuda:0",), ("cuda:0", "cuda:1"), devices._found()]
+    assert resolve_devices(0) == resolve_devices(2, used=False) == ("cpu",)
+    monkeypatch.setattr(devices, "_found", lambda: ("cpu",))
+    assert resolve_devices(2) == ("cpu",)
+
+
+@pytest.mark.parametrize("given", ["gpu", "cuda:x", "", ["cpu", 3], "cuda:-1", ["cpu", "cpu"], [], -1, True, 1.5])
 def test_what_is_no_device_is_refused(given: object) -> None:
     with pytest.raises(InputError, match="devices="):
         resolve_devices(given)  # type: ignore[arg-type]

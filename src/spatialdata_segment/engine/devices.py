@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING
 
-from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.errors import InputError, MissingError, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from spatialdata_segment.methods.base import Method
 
@@ -22,13 +23,14 @@ _choosing = Lock()
 _busy: Counter[str] = Counter()
 
 
-def resolve_devices(given: str | Sequence[str], *, used: bool = True) -> tuple[str, ...]:
+def resolve_devices(given: str | int | Sequence[str], *, used: bool = True) -> tuple[str, ...]:
     """Return the devices of a run.
 
     Parameters
     ----------
     given
-        "auto": all CUDA devices, else Apple's "mps", else "cpu". A name ("cpu", "cuda", "cuda:1", "mps") or several.
+        "auto": all CUDA devices, else Apple's "mps", else "cpu". A name ("cpu", "cuda", "cuda:1", "mps") or several. A
+        number: as "auto", at most so many.
     used
         Whether anything runs on them: "auto" does not look otherwise.
 
@@ -37,8 +39,14 @@ def resolve_devices(given: str | Sequence[str], *, used: bool = True) -> tuple[s
     InputError, MissingError
         If a name is none, is given twice, or the device is not there.
     """
+    if is_whole(given):
+        if given < 0:
+            raise InputError(f"devices={given}, expected a number of devices from 0 (the CPU), or names")
+        return (_found() if used and given else ("cpu",))[: max(1, given)]
     if given == "auto":
         return _found() if used else ("cpu",)
+    if not isinstance(given, str | Sequence):
+        raise InputError(f"devices={given!r}, expected 'auto', names of devices, or how many")
     names = [given] if isinstance(given, str) else list(given)
     for name in names:
         if _NAME.fullmatch(str(name)) is None:
@@ -99,6 +107,21 @@ def borrowed(devices: Sequence[str]) -> Iterator[str]:
     finally:
         with _choosing:
             _busy[device] -= 1
+
+
+_turns: dict[tuple[str, str], BoundedSemaphore] = {}
+
+
+@contextmanager
+def turn(run: str, what: str, at_once: int | None) -> Iterator[None]:
+    """Hold one of the places that a run has in this process for something; None: as many as are asked for."""
+    if at_once is None:
+        yield
+        return
+    with _choosing:
+        places = _turns.setdefault((run, what), BoundedSemaphore(at_once))
+    with places:
+        yield
 
 
 _models: dict[tuple[str, str], object] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +20,7 @@ from dask.threaded import get as get_threaded
 
 from spatialdata_segment.engine.devices import resolve_devices
 from spatialdata_segment.engine.events import Event, emit
-from spatialdata_segment.errors import ClusterError, InputError, ScratchError, is_whole
+from spatialdata_segment.errors import ClusterError, InputError, ScratchError, SegmentationWarning, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 GPU = "GPU"
 """The resource, of workers that tell theirs, that tasks on a GPU take one of."""
 
+_A_DEVICE = 2
+"""Shards that a device works on: while one is computed there, another is made ready."""
 _FILLED = 0.8
 """Share of its memory limit at which a worker of ``distributed`` pauses."""
 
@@ -49,22 +53,34 @@ class Room(NamedTuple):
     in_flight: int
 
 
+JOBS = "decode", "queue", "write"
+"""What ``n_jobs`` may tell apart."""
+
+
 class Executor:
     """Runs the tasks of one stage after the other.
 
     Parameters
     ----------
     n_jobs
-        Tasks in flight; None: the cores that this process may use. 1 runs in the calling thread. Of no
-        account where a ``distributed.Client`` is active: its workers are used.
+        Tasks in flight; None: the cores that this process may use. 1 runs in the calling thread. A mapping: shards
+        decoded at once ("decode"; also all else), further ones whose maps wait for that ("queue"), blocks written at
+        once ("write"). Of no account where a ``distributed.Client`` is active: its workers are used.
+
+    Attributes
+    ----------
+    n_jobs, queue, writers
+        As given.
     """
 
-    def __init__(self, n_jobs: int | None = None) -> None:
-        if n_jobs is not None and not (is_whole(n_jobs) and n_jobs >= 1):
-            raise InputError(f"n_jobs={n_jobs}, expected a whole number from 1, or None for all cores")
+    def __init__(self, n_jobs: int | Mapping[str, int] | None = None) -> None:
+        given = _jobs(n_jobs)
         self.client = _active_client()
-        self.n_jobs = n_jobs if n_jobs is not None else _cores()
-        self._pool = ThreadPoolExecutor(self.n_jobs)  # whatever the number of threads that call it
+        self.n_jobs = given.get("decode", cores())
+        self.writers = given.get("write", self.n_jobs)
+        self.queue = 0 if self.client is not None else given.get("queue", 0)
+        self._pools: dict[int, ThreadPoolExecutor] = {}  # whatever the number of threads that call them
+        self._making = threading.Lock()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -79,6 +95,17 @@ class Executor:
         return "threads" if self.n_jobs > 1 else "serial"
 
     @property
+    def in_flight(self) -> int:
+        """Shards that may be at work in this process: those decoded, and those that wait for it."""
+        return self.n_jobs + self.queue
+
+    def turns(self, devices: int | None) -> tuple[int, int] | None:
+        """Return how many shards predict at once, on so many GPUs or on the CPU, and how many decode."""
+        if not self.queue:
+            return None
+        return self.n_jobs if devices is None else _A_DEVICE * devices, self.n_jobs
+
+    @property
     def at_once(self) -> int:
         """Tasks that run at the same time."""
         if self.client is None:
@@ -88,13 +115,24 @@ class Executor:
     def rooms(self) -> list[Room]:
         """Return the processes that will run shards, and the memory of each, as far as it is limited."""
         if self.client is None:
-            return [Room("this machine", psutil.virtual_memory().available, self.n_jobs)]
+            return [Room("this machine", psutil.virtual_memory().available, self.in_flight)]
         limited = {at: w for at, w in self._workers().items() if w["memory_limit"]}
         left = {at: max(0, int(_FILLED * w["memory_limit"]) - w["memory"]) for at, w in limited.items()}
         return [Room(f"worker {at}", left[at], w["nthreads"]) for at, w in limited.items()]
 
-    def devices(self, given: str | Sequence[str], *, used: bool) -> tuple[str, ...]:
+    def devices(self, given: str | int | Sequence[str], *, used: bool) -> tuple[str, ...]:
         """Return the devices of the processes that will run shards; see `resolve_devices`."""
+        found = self._devices(given, used)
+        if used and is_whole(given) and given > 0 and found[0] == "cpu":
+            warnings.warn(
+                f"{given} GPU{'' if given == 1 else 's'} may be used and none is there: networks run on the CPU. "
+                "Install a CUDA build of torch, or pass devices='cpu'",
+                SegmentationWarning,
+                stacklevel=2,
+            )
+        return found
+
+    def _devices(self, given: str | int | Sequence[str], used: bool) -> tuple[str, ...]:
         if self.client is None or not used:
             return resolve_devices(given, used=used)
         found = self._everywhere(resolve_devices, given, used=used)
@@ -153,11 +191,12 @@ class Executor:
         stage: str,
         before: int = 0,
         *,
+        at_once: int | None = None,
         on_device: bool = False,
     ) -> list[Any]:
         """Call ``function`` on every item and return the results in the items' order."""
         graph, keys = self.graph(function, items, stage)
-        return self.run(graph, keys, stage, before, on_device=on_device)
+        return self.run(graph, keys, stage, before, at_once=at_once, on_device=on_device)
 
     @staticmethod
     def graph(function: Callable[[Any], Any], items: Sequence[Any], stage: str) -> tuple[dict[Any, Any], list[Any]]:
@@ -168,11 +207,20 @@ class Executor:
         return {shared: function, **tasks}, keys
 
     def run(
-        self, graph: Any, keys: Sequence[Any], stage: str, before: int = 0, total: int = 0, *, on_device: bool = False
+        self,
+        graph: Any,
+        keys: Sequence[Any],
+        stage: str,
+        before: int = 0,
+        total: int = 0,
+        *,
+        at_once: int | None = None,
+        on_device: bool = False,
     ) -> list[Any]:
         """Compute the keys of a dask graph, telling of each that is done (``before`` of ``total`` were earlier).
 
-        ``on_device``: each takes a GPU of its worker, where workers tell how many they have.
+        ``at_once``: tasks in flight here, if not ``n_jobs``. ``on_device``: each takes a GPU of its worker, where
+        workers tell how many they have.
         """
         total = max(total, len(keys) + before)
         emit(Event(stage, before, total))
@@ -192,9 +240,16 @@ class Executor:
 
         ours = (None, None, None, posttask, None)  # given, and not set for all: several images may run at once
         callbacks = [*Callback.active, ours]
-        if self.n_jobs == 1:
+        n = self.n_jobs if at_once is None else at_once
+        if n == 1:
             return list(get_sync(graph, list(keys), callbacks=callbacks))
-        return list(get_threaded(graph, list(keys), pool=self._pool, callbacks=callbacks))
+        return list(get_threaded(graph, list(keys), pool=self._pool(n), callbacks=callbacks))
+
+    def _pool(self, n: int) -> ThreadPoolExecutor:
+        with self._making:
+            if n not in self._pools:
+                self._pools[n] = ThreadPoolExecutor(n)
+            return self._pools[n]
 
     def _workers(self) -> dict[str, Any]:
         assert self.client is not None
@@ -231,6 +286,21 @@ class Executor:
             future.release()
             emit(Event(stage, before + len(found), total))
         return [found[future.key] for future in futures]
+
+
+def _jobs(given: int | Mapping[str, int] | None) -> dict[str, int]:
+    """Check ``n_jobs``."""
+    if given is None:
+        return {}
+    jobs = dict(given) if isinstance(given, Mapping) else {"decode": given}
+    for name, value in jobs.items():
+        if name not in JOBS:
+            raise InputError(f"n_jobs={given}: {name!r} is none of {', '.join(JOBS)}")
+        least = 0 if name == "queue" else 1
+        if not (is_whole(value) and value >= least):
+            expected = f"a whole number from {least}" + ("" if name == "queue" else ", or None for all cores")
+            raise InputError(f"n_jobs={given}, expected {expected}")
+    return jobs
 
 
 def _told(dask_scheduler: Any = None) -> dict[str, dict[str, Any]]:
@@ -272,7 +342,8 @@ def _active_client() -> Any:
         return None
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

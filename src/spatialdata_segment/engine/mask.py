@@ -142,11 +142,14 @@ def run_shards(
     if not job.verify:
         done = {i: report_of(i, entry) for i in needed if (entry := sound(job.path(i))) is not None}
     pending = [i for i in needed if i not in done]
+    job = replace(job, turns=executor.turns(len(job.devices) if job.on_device and job.devices[0] != "cpu" else None))
     if done:
         logger.info("%s: %d of %d finished by an earlier run", stage, len(done), len(needed))
     if run is not None or job.reads_itself:
         alone = partial(run or run_alone, job)
-        flat: list[Any] = executor.map(alone, pending, stage, len(done), on_device=job.on_device)
+        flat: list[Any] = executor.map(
+            alone, pending, stage, len(done), at_once=executor.in_flight, on_device=job.on_device
+        )
     else:
         flat = _by_blocks(job, pending, executor, stage, len(done), len(needed))
     if failures := [r for r in flat if isinstance(r, Failure)]:
@@ -170,7 +173,9 @@ def _by_blocks(
     for strip in _strips(job, pending):
         graph, keys = shard_graph(array, job.plan, strip)
         try:
-            results = executor.run(graph, keys, stage, before + len(flat), total, on_device=job.on_device)
+            done = before + len(flat)
+            flying = executor.in_flight
+            results = executor.run(graph, keys, stage, done, total, at_once=flying, on_device=job.on_device)
         except (ScratchError, ClusterError):
             raise
         except Exception as error:  # noqa: BLE001 (a block that cannot be read: each shard reads its own box)

@@ -54,7 +54,7 @@ def check_memory(
 ) -> None:
     """Refuse plans whose shards in flight do not fit into the memory that there is.
 
-    ``cut`` makes the plans for another ``shard_size``.
+    The queue of the executor is as short as it must be. ``cut`` makes the plans for another ``shard_size``.
 
     Raises
     ------
@@ -72,7 +72,9 @@ def check_memory(
         return None
 
     rooms = executor.rooms()
-    found = overflow(plans)
+    while (found := overflow(plans)) is not None and executor.queue:
+        executor.queue -= 1
+        rooms = executor.rooms()
     if found is None:
         return
     size = min(int(np.prod([max(c) for c in plan.chunks])) for plan in plans.values())

@@ -15,7 +15,7 @@ from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Window
 from spatialdata_segment.core.shards import Labels, ShardObjects, ShardResult
 from spatialdata_segment.engine.again import Seen, look_again
-from spatialdata_segment.engine.devices import borrowed, load
+from spatialdata_segment.engine.devices import borrowed, load, turn
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
 from spatialdata_segment.engine.memory import release
 from spatialdata_segment.errors import InputError, MethodError, ScratchError, ShardError
@@ -62,6 +62,8 @@ class Job:
         The maps of an earlier phase, in place of pixels, as far as they reach.
     kept
         Finished shards outlive a failure of others.
+    turns
+        How many shards of a process predict at the same time, and how many decode; None: as many as there are.
     run
         See `View`.
     """
@@ -78,6 +80,7 @@ class Job:
     verify: bool = False
     maps: Maps | None = None
     kept: bool = False
+    turns: tuple[int, int] | None = None
     run: str = field(default_factory=lambda: uuid4().hex)
 
     def path(self, index: int) -> Path:
@@ -229,7 +232,11 @@ def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) 
     def look(window: Window, pixels: NDArray[Any] | None = None) -> Seen:
         seeds = job.seeds(window.box) if job.seeds is not None else None
         view = View(window, job.image, job.statistics, seeds, run=job.run)
-        return Seen.of(_decode(job, _maps(job, view, pixels), view), window, context)
+        predict, decode = job.turns or (None, None)
+        with turn(job.run, "predict", predict):
+            maps = _maps(job, view, pixels)
+        with turn(job.run, "decode", decode):
+            return Seen.of(_decode(job, maps, view), window, context)
 
     seen, rounds = look(window, pixels), 1
     if not seen.is_resolved:

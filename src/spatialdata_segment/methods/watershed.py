@@ -15,6 +15,7 @@ from spatialdata_segment.core.shards import as_volume
 from spatialdata_segment.core.smooth import reach, smooth
 from spatialdata_segment.core.statistics import Statistic, quantile_or_end
 from spatialdata_segment.core.unresolved import UNRESOLVED, complete
+from spatialdata_segment.errors import SegmentationWarning
 from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, Share, View, pixels, whole
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class SeededWatershed(Method):
                 f"the membrane stain is {statistics[low]:g} at both quantiles, {self.lower_quantile_normalization:g} "
                 f"and {self.upper_quantile_normalization:g}: the cells are nuclei that were grown. Check channels=, "
                 "widen the quantiles, or use ExpandNuclei",
-                UserWarning,
+                SegmentationWarning,
                 stacklevel=2,
             )
         return self

@@ -21,7 +21,7 @@ from spatialdata_segment.core.resize import resize
 from spatialdata_segment.core.shards import pick
 from spatialdata_segment.core.statistics import Statistic
 from spatialdata_segment.core.tiles import Tiling
-from spatialdata_segment.errors import InputError, is_whole
+from spatialdata_segment.errors import InputError, SegmentationWarning, is_whole
 from spatialdata_segment.methods.base import Decoded, ImageInfo, Method, View
 from spatialdata_segment.methods.cellpose import models
 from spatialdata_segment.methods.cellpose.diameter import estimate_diameter
@@ -164,6 +164,7 @@ class Cellpose(Method):
                 warnings.warn(
                     f"{name}={str(getattr(self, name))!r} is not used: model={self.model!r} is given as well, and the "
                     "name wins; leave one of them out",
+                    SegmentationWarning,
                     stacklevel=4,
                 )
         if self.diameter is not None and self.rescale is not None:
