@@ -51,7 +51,7 @@ def add_options(
         parts = "Mapping" in parameter.annotation
         parser.add_argument(
             _dashed(name), default=argparse.SUPPRESS, help=text, type=_reader(kinds, several, parts),
-            metavar=("N|PART=N,..." if parts else "A,B" if several else "N" if int in kinds else "X" if float in kinds else name.upper()),
+            metavar=_metavar(name, kinds, several, parts),
         )  # fmt: skip
 
 
@@ -73,6 +73,15 @@ def descriptions(function: Callable[..., Any]) -> dict[str, str]:
 
 def _dashed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _metavar(name: str, kinds: Iterable[type], several: bool, parts: bool) -> str:
+    """Return what stands for a value in the help."""
+    if parts:
+        return "N|PART=N,..."
+    if several:
+        return "A,B"
+    return "N" if int in kinds else "X" if float in kinds else name.upper()
 
 
 def _reader(kinds: Iterable[type], several: bool, parts: bool) -> Callable[[str], Any]:

@@ -1,0 +1,233 @@
+"""Runs on the workers of a ``distributed.Client``: what travels to them, what they hold, what kills them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import cloudpickle
+import dask
+import numpy as np
+import pytest
+import spatialdata as sd
+from distributed import Client, LocalCluster
+from scipy import ndimage
+
+from spatialdata_segment import ExpandNuclei, Function, Workflow, plan, segment
+from spatialdata_segment.engine.events import Event, listen
+from spatialdata_segment.engine.executor import Executor
+from spatialdata_segment.errors import ClusterError, InputError, ScratchError
+from spatialdata_segment.testing import Tissue
+from spatialdata_segment.testing.dummies import DummyNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(sys.platform == "win32", reason="takes long to start processes"),
+]
+
+HOW = {"shard_size": 60 * 60, "progress": False, "shapes": False}
+LOADS = "TEST_LOADS"
+"""Environment variable: the folder where a file a load is made."""
+
+
+class Loaded(DummyNetwork):
+    """A network on a device, whose loading and calls are counted."""
+
+    name: ClassVar[str] = "loaded"
+    uses_device: ClassVar[bool] = True
+    together: ClassVar[threading.Condition] = threading.Condition()
+    now: ClassVar[list[int]] = [0, 0]
+
+    def load(self, device: str) -> object:
+        if LOADS in os.environ:
+            np.save(f"{os.environ[LOADS]}/{os.getpid()}-{threading.get_ident()}-{os.urandom(4).hex()}", np.zeros(1))
+        return np.ones(2_000_000)
+
+    def predict(self, image: np.ndarray, view: Any) -> np.ndarray:
+        assert view.model.shape == (2_000_000,)
+        with self.together:
+            self.now[0] += 1
+            self.now[1] = max(self.now)
+            self.together.notify_all()
+            self.together.wait_for(lambda: self.now[1] > 1, 0.3)  # another may come
+        maps = super().predict(image, view)
+        with self.together:
+            self.now[0] -= 1
+        return maps
+
+
+def blobs(image: np.ndarray) -> np.ndarray:
+    return ndimage.label(image[0] > 3000)[0]
+
+
+def tissue(side: int = 240) -> sd.SpatialData:
+    return Tissue((side, side), seed=2, cell_diameter=20).to_spatialdata(chunks=100)
+
+
+@pytest.fixture(scope="module")
+def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("loads")
+    os.environ[LOADS] = str(folder)
+    yield folder
+    del os.environ[LOADS]
+
+
+@pytest.fixture(scope="module")
+def cluster(loads: Path) -> Iterator[LocalCluster]:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=2, processes=True, memory_limit="2 GiB", dashboard_address=None
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Client]:
+    with Client(cluster) as client:
+        yield client
+
+
+def labels(sdata: sd.SpatialData, name: str = "segmentation_cell_labels") -> np.ndarray:
+    return np.asarray(sdata[name])
+
+
+def test_an_image_in_memory(cluster: LocalCluster) -> None:
+    serial = segment(tissue(), "image", "wga", n_jobs=1, **HOW)
+    with Client(cluster):
+        found = segment(tissue(), "image", "wga", **HOW)
+    np.testing.assert_array_equal(labels(found), labels(serial))
+    np.testing.assert_array_equal(found["segmentation_table"].X, serial["segmentation_table"].X)
+    assert found["segmentation_table"].n_obs > 20
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_graphs_are_small(client: Client, backed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither pixels nor model travel, and what the tasks share travels once."""
+    sdata = tissue(800)
+    if backed:
+        sdata.write(tmp_path / "a.zarr")
+        sdata = sd.read_zarr(tmp_path / "a.zarr")
+    sent: dict[str, tuple[int, int]] = {}
+    run = Executor._distributed
+
+    def watched(self: Executor, graph: Any, keys: Any, stage: str, *args: Any) -> Any:
+        sent[stage] = len(cloudpickle.dumps(dict(graph))), len(keys)
+        return run(self, graph, keys, stage, *args)
+
+    monkeypatch.setattr(Executor, "_distributed", watched)
+    segment(sdata, "image", Loaded(), key_added="b", progress=False, shapes=False, shard_size=100 * 100)
+    assert {"cell shards", "cell seams", "writing"} <= set(sent)
+    assert sent["cell shards"][1] == 64
+    for stage, (size, n) in sent.items():
+        assert size < 40_000 + 1_000 * n, stage  # the image has 4 MB, the model 16
+
+
+def test_a_model_is_loaded_once_a_process(client: Client, loads: Path) -> None:
+    segment(tissue(), "image", Loaded(threshold=0.3), **HOW)
+    by = [name.name.split("-")[0] for name in loads.iterdir()]
+    workers = {str(pid) for pid in client.run(os.getpid).values()}
+    assert set(by) <= workers
+    settings = 2  # of this test and the one before
+    assert all(by.count(pid) <= settings for pid in workers)
+    assert by
+
+
+def test_a_folder_that_workers_do_not_see(client: Client, tmp_path: Path) -> None:
+    sdata = tissue()
+    client.run(_blind, str(tmp_path))
+    try:
+        with pytest.raises(ScratchError, match=r"scratch.* is not there for the workers tcp://.*pass scratch="):
+            segment(sdata, "image", "dapi", scratch=tmp_path / "scratch", **HOW)
+        sdata.write(tmp_path / "a.zarr")
+        client.run(_blind, str(tmp_path / "a.zarr" / "images"))
+        with pytest.raises(InputError, match=r"image 'image' lies in .*a\.zarr.* which is not there for the workers"):
+            segment(sd.read_zarr(tmp_path / "a.zarr"), "image", "dapi", scratch=None, **HOW)
+    finally:
+        client.run(_blind, None)
+    assert sd.read_zarr(tmp_path / "a.zarr").labels == {}
+
+
+def _blind(hidden: str | None) -> None:
+    import genericpath
+
+    seen = genericpath.__dict__.setdefault("_seen", genericpath.exists)
+    genericpath.exists = seen if hidden is None else lambda path: not str(path).startswith(hidden) and seen(path)
+
+
+def test_memory_of_a_worker() -> None:
+    """A worker that cannot hold its shards is refused before the run, and what is proposed fits."""
+    import dask.array as da
+    from spatialdata.models import Image2DModel
+
+    image = da.zeros((1, 20_000, 20_000), chunks=(1, 2000, 2000), dtype="uint16")
+    sdata = sd.SpatialData(images={"image": Image2DModel.parse(image, dims=("c", "y", "x"))})
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, memory_limit="1 GiB", dashboard_address=None) as cluster,
+        Client(cluster),
+    ):
+        with pytest.raises(
+            InputError, match=r"2 shards in flight need .* GB, and worker tcp://.* has 0\.\d+ GB"
+        ) as said:
+            segment(sdata, "image", "dapi", shard_size=100_000_000, progress=False)
+        size = int(str(said.value).partition("shard_size=")[2].split(",")[0])
+        assert 10_000 < size < 50_000_000
+        assert plan(sdata, "image", "dapi", shard_size=size).masks["nucleus"].n_shards > 8
+
+
+@pytest.mark.parametrize(("resources", "most"), [({"GPU": 1}, 1), ({"GPU": 2}, 2), (None, 2)])
+def test_a_gpu_is_taken_where_workers_tell(resources: dict[str, int] | None, most: int) -> None:
+    Loaded.now[:] = 0, 0
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, resources=resources, dashboard_address=None
+        ) as cluster,
+        Client(cluster),
+    ):
+        segment(tissue(), "image", Loaded(), devices="cpu", **HOW)
+    assert Loaded.now[1] == most
+
+
+@pytest.mark.parametrize("stage", ["cell maps", "cell shards", "cell seams", "writing"])
+def test_a_worker_is_killed(stage: str, cluster: LocalCluster, tmp_path: Path) -> None:
+    """Its tasks run elsewhere, and the result is the same."""
+    tissue().write(tmp_path / "a.zarr")
+    flow = Workflow(nucleus=Function(function=blobs, version="1"), cell=ExpandNuclei(distance=4))
+    if stage == "cell maps":
+        flow = Workflow(cell=DummyNetwork())
+    killed: list[int] = []
+
+    def kill(event: Event) -> None:
+        if event.stage == stage and event.done < event.total and not killed:
+            killed.append(next(iter(client.run(os.getpid).values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    sdata = sd.read_zarr(tmp_path / "a.zarr")
+    segment(sdata, "image", flow, key_added="serial", n_jobs=1, **HOW)
+    with Client(cluster) as client:
+        client.wait_for_workers(2)
+        with listen(kill):
+            segment(sdata, "image", flow, keep_maps=stage == "cell maps", **HOW)
+    assert killed
+    np.testing.assert_array_equal(labels(sdata), labels(sdata, "serial_cell_labels"))
+    np.testing.assert_array_equal(sdata["segmentation_table"].X, sdata["serial_table"].X)
+
+
+def test_a_task_that_kills_its_workers() -> None:
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster),
+        pytest.raises(ClusterError, match="workers died again and again"),
+    ):
+        segment(tissue(), "image", deadly, **HOW)
+
+
+def deadly(image: np.ndarray) -> np.ndarray:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return image
