@@ -99,7 +99,8 @@ def test_a_list_has_one_workflow_and_stages_have_names():
         (["a", "a"], "dapi", InputError, "names an image twice"),
         (["a", "nowhere"], "dapi", MissingError, "no image 'nowhere'"),
         ({"a": "dapi"}, "wga", InputError, "given as well"),
-        ({"a": "no such"}, "dapi", MissingError, "unknown workflow"),
+        ({"a": "no such"}, "dapi", MissingError, "image 'a': unknown workflow"),
+        ({"a": "dapi", "b": ThresholdNuclei(channels=7)}, "dapi", InputError, "image 'b'.* 7"),
     ],
 )
 def test_bad_input_before_anything_runs(images, workflow, error, match):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment.config import as_workflow
@@ -29,12 +30,16 @@ def workflows(images: Sequence[str] | Mapping[str, Any], workflow: Any) -> dict[
     InputError
         If there is no image, one is named twice, or workflows are given in two places.
     """
+    flows: dict[str, Workflow]
     if isinstance(images, Mapping):
         if workflow != "dapi":
             raise InputError(
                 f"image_key maps images to workflows, and workflow={workflow!r} is given as well: drop one"
             )
-        flows = {key: as_workflow(flow) for key, flow in images.items()}
+        flows = {}
+        for key, flow in images.items():
+            with naming(key):
+                flows[key] = as_workflow(flow)
     else:
         if not isinstance(images, Iterable):
             raise InputError(f"image_key={images!r}, expected the name of an image, several, or a mapping to workflows")
@@ -45,6 +50,17 @@ def workflows(images: Sequence[str] | Mapping[str, Any], workflow: Any) -> dict[
     if not flows:
         raise InputError("image_key is empty: expected the name of an image, several, or a mapping to workflows")
     return flows
+
+
+@contextmanager
+def naming(key: str | None) -> Iterator[None]:
+    """Let errors about what was given name the image, where there are several."""
+    try:
+        yield
+    except InputError as error:
+        if key is None or repr(key) in str(error):
+            raise
+        raise type(error)(f"image {key!r}: {error}") from error
 
 
 def run_each(runs: Mapping[str, Callable[[], None]], executor: Executor) -> None:

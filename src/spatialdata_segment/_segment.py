@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
-from spatialdata_segment._many import run_each, workflows
+from spatialdata_segment._many import naming, run_each, workflows
 from spatialdata_segment._maps import check_maps, opened, with_maps
 from spatialdata_segment._prepare import Prepared, at_hand, prepare, run_masks
 from spatialdata_segment._request import Request, leftovers, resolve
@@ -156,25 +156,26 @@ def segment(
     runs: dict[str, Callable[[], None]] = {}
     names: dict[str, str] = {}
     for key, flow in flows.items():
-        request = resolve(
-            sdata,
-            key,
-            flow,
-            channels=channels,
-            scale=scale,
-            roi_key=roi_key,
-            bounding_box=bounding_box,
-            key_added=f"{key}_{key_added}" if alone is None else key_added,
-            measure_channels=measure_channels,
-            to_coordinate_system=to_coordinate_system,
-            pixel_size=pixel_size,
-            shard_size=shard_size,
-            overlap_px=overlap_px,
-            executor=executor,
-            devices=devices,
-            shapes=shapes,
-            table=table,
-        )
+        with naming(key if alone is None else None):
+            request = resolve(
+                sdata,
+                key,
+                flow,
+                channels=channels,
+                scale=scale,
+                roi_key=roi_key,
+                bounding_box=bounding_box,
+                key_added=f"{key}_{key_added}" if alone is None else key_added,
+                measure_channels=measure_channels,
+                to_coordinate_system=to_coordinate_system,
+                pixel_size=pixel_size,
+                shard_size=shard_size,
+                overlap_px=overlap_px,
+                executor=executor,
+                devices=devices,
+                shapes=shapes,
+                table=table,
+            )
         folder = Path(scratch) / key if alone is None and scratch is not None else scratch
         maps = _maps_folder(sdata, request, folder) if keep_maps else None
         names |= request.names()
