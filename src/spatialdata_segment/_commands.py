@@ -13,8 +13,7 @@ from spatialdata_segment import _elements
 from spatialdata_segment._maps import read_manifest
 from spatialdata_segment._options import add_options, given
 from spatialdata_segment._phases import decode, predict
-from spatialdata_segment._preview import _DEFAULTS as PLANNED
-from spatialdata_segment._preview import plan
+from spatialdata_segment._preview import PLANNED, plan
 from spatialdata_segment._segment import DOT, segment
 from spatialdata_segment._stores import open_or_make_store, open_store
 from spatialdata_segment._targets import Target, each, find_targets, raise_failed, read_workflow, target_of

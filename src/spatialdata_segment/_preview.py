@@ -135,7 +135,7 @@ def plan(
         As `segment` would, for what can be known before it runs.
     """
     executor = Executor(n_jobs)
-    request = resolve(sdata, image_key, as_workflow(workflow), executor=executor, **(_DEFAULTS | options))
+    request = resolve(sdata, image_key, as_workflow(workflow), executor=executor, **(PLANNED | options))
     methods = request.workflow.methods()
     masks = {name: _mask_plan(request, name, method) for name, method in methods.items()}
     pixels = float(np.prod(request.info.shape))
@@ -151,7 +151,7 @@ def plan(
     )
 
 
-_DEFAULTS: dict[str, Any] = {
+PLANNED: dict[str, Any] = {
     "channels": None,
     "scale": "scale0",
     "roi_key": None,
@@ -228,7 +228,7 @@ def preview(
     crop = _elements.crop_image(ref, _crop(shape, size, center))
     if refused := {"roi_key", "bounding_box"} & options.keys():
         raise InputError(f"preview takes no {sorted(refused)[0]}: place the crop with size= and center=")
-    settings = _DEFAULTS | options
+    settings = PLANNED | options
     with progress_bars(progress):
         whole = resolve(sdata, image_key, flow, executor=executor, **(settings | {"scale": scale}))
         measured = {m: _estimate(whole, m, method, executor) for m, method in flow.methods().items()}
