@@ -20,11 +20,10 @@ from spatialdata_segment._maps import check_maps, opened, with_maps
 from spatialdata_segment._prepare import Prepared, at_hand, prepare, run_masks
 from spatialdata_segment._request import Request, leftovers, resolve
 from spatialdata_segment._staging import Staging, recover_sdata
-from spatialdata_segment._write import judge, write
+from spatialdata_segment._write import write
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
-from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.scratch import Scratch, write_json
 from spatialdata_segment.errors import InputError
 
@@ -235,9 +234,7 @@ def execute(
                 store = stack.enter_context(opened(maps, request, executor, resume=resume, overwrite=True))
                 ready = with_maps(ready, store, executor)
         masks = run_masks(ready, executor, folder.part)
-        outcome = judge(ready.request, masks)
-        release()
-        write(ready.request, masks, outcome, staging, executor, ready.numbers())
+        write(ready.request, masks, staging, executor, ready.numbers())
         if overwrite:
             stale = leftovers(request.key_added, request.names())
             staging.remove([name for name in stale if name != request.roi_key])

@@ -22,7 +22,7 @@ from spatialdata_segment._table import candidates_table, cells_table
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.contours import Outlines, merge, trace
 from spatialdata_segment.core.matching import Fate, Reason, Resolution, resolve
-from spatialdata_segment.core.measure import Intensities, combine_intensities, intensity_sums, locate, map_labels
+from spatialdata_segment.core.measure import Intensities, combine_intensities, intensity_sums, locate
 from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.engine.entries import Entry, write_entry
 from spatialdata_segment.engine.executor import shared
@@ -60,6 +60,13 @@ class Outcome:
         fate = self.resolution.nucleus if mask == "nucleus" else self.resolution.cell
         assert fate is not None
         return fate
+
+    def finals(self, mask: str, n: int) -> NDArray[np.unsignedinteger]:
+        """Return the final id of each candidate 0..n of a mask, 0 for what is not kept."""
+        fate = self.fate(mask)
+        finals = np.zeros(n + 1, self.resolution.dtype)
+        finals[fate.ids[fate.is_kept]] = fate.final_id[fate.is_kept]
+        return finals
 
     @property
     def main(self) -> str:
@@ -122,20 +129,32 @@ def _among(values: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.b
 
 def write(
     request: Request,
-    masks: Mapping[str, Mask],
-    outcome: Outcome,
+    masks: dict[str, Mask],
     staging: Staging,
     executor: Executor,
     statistics: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Stage every element of the result."""
+    """Decide what becomes of the candidates, and stage every element of the result.
+
+    What is known of the objects leaves ``masks``: of a large image there are many.
+    """
+    outcome: Outcome | None = judge(request, masks)
+    assert outcome is not None
+    finals = {m: outcome.finals(m, len(mask.objects) + len(mask.covered)) for m, mask in masks.items()}
+    warn_if_empty(request.ref.key, outcome.fate(outcome.main), sum(len(o) for o in outcome.objects.values()))
+    for name, mask in masks.items():
+        masks[name] = mask.judged()
+    dtype = outcome.resolution.dtype
+    if not request.table:
+        outcome = None
+    release()
     ndim, shape = request.info.ndim, request.info.shape
     chunks = tuple(min(CHUNK[ndim], n) for n in shape)
     arrays = {
         name: staging.labels(
             f"{request.key_added}_{name}_labels",
             shape=shape,
-            dtype=outcome.resolution.dtype,
+            dtype=dtype,
             transformations=request.ref.transformations,
             pyramid=request.ref.pyramid,
             chunks=chunks,
@@ -143,17 +162,16 @@ def write(
         for name in request.written
     }
     with ThreadPoolExecutor(1) as aside:  # a table is many small files, which the blocks need not wait for
-        candidates = aside.submit(_stage_candidates, request, outcome, staging) if request.table else None
-        blocks = _write_blocks(request, masks, outcome, arrays, chunks, executor)
+        candidates = aside.submit(_stage_candidates, request, outcome, staging) if outcome is not None else None
+        blocks = _write_blocks(request, masks, finals, arrays, chunks, executor)
         for name in request.written:
             staging.finish_labels(f"{request.key_added}_{name}_labels")
         if candidates is not None:
             candidates.result()
     if request.shapes:
         _stage_shapes(request, blocks, staging)
-    if request.table:
+    if outcome is not None:
         _stage_cells(request, outcome, blocks, staging, statistics)
-    warn_if_empty(request.ref.key, outcome.fate(outcome.main), sum(len(o) for o in outcome.objects.values()))
 
 
 @dataclass(frozen=True)
@@ -161,19 +179,19 @@ class _Target:
     """One written labels element: where its candidates are read, what they become, where they go."""
 
     labels: StitchedLabels
-    mapping: tuple[NDArray[np.int64], NDArray[np.unsignedinteger]] | Path
+    finals: NDArray[np.unsignedinteger] | Path
     array: zarr.Array[Any]
 
     def final_ids(self, box: Box) -> NDArray[Any]:
         """Return the labels of a box as they are written."""
-        ids, final = _read_mapping(self.mapping) if isinstance(self.mapping, Path) else self.mapping
-        return map_labels(self.labels.read(box, partial=True), ids, final, self.array.dtype)
+        finals = _read_finals(self.finals) if isinstance(self.finals, Path) else self.finals
+        labels: NDArray[np.unsignedinteger] = finals[self.labels.read(box, partial=True)]
+        return labels
 
 
 @lru_cache(maxsize=2)
-def _read_mapping(path: Path) -> tuple[NDArray[np.int64], NDArray[np.unsignedinteger]]:
-    entry = Entry(path)
-    return entry.read("ids"), entry.read("final")
+def _read_finals(path: Path) -> NDArray[np.unsignedinteger]:
+    return Entry(path).read("finals")
 
 
 @dataclass(frozen=True)
@@ -194,20 +212,18 @@ class _Block:
 def _write_blocks(
     request: Request,
     masks: Mapping[str, Mask],
-    outcome: Outcome,
+    finals: Mapping[str, NDArray[np.unsignedinteger]],
     arrays: Mapping[str, zarr.Array[Any]],
     chunks: tuple[int, ...],
     executor: Executor,
 ) -> list[_Block]:
     targets = {}
     for name, mask in request.written.items():
-        labels, (ids, final) = masks[mask].labels, outcome.fate(mask).mapping
-        mapping: Any = ids, final.astype(arrays[name].dtype)
+        labels, final = masks[mask].labels, finals[mask]
+        path = labels.folder / f"{name}-{uuid4().hex}.final"
         if executor.client is not None:  # as long as the objects are many: not with the tasks
-            path = labels.folder / f"{name}-{uuid4().hex}.final"
-            write_entry(path, dict(zip(("ids", "final"), mapping, strict=True)))
-            mapping = path
-        targets[name] = _Target(labels, mapping, arrays[name])
+            write_entry(path, {"finals": final})
+        targets[name] = _Target(labels, final if executor.client is None else path, arrays[name])
     spec = _Spec(targets, "cell" if "cell" in targets else "nucleus", request.shapes, chunks, request.info.shape)
     grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
     places = list(product(*map(range, grid)))

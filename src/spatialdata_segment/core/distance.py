@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 from spatialdata_segment.core.plan import Window
 
-FAR = 1 << 40
-"""Squared distance of a pixel where there is no background at all."""
+_FARTHEST = 1 << 15
+"""px: beyond it no distance is told from another."""
+FAR = _FARTHEST**2
+"""Squared distance of a pixel where there is no background as far as that."""
 
 
-def squared_distance(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def squared_distance(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Squared distance, in pixels, of every foreground pixel to the nearest background pixel.
 
     Parameters
@@ -33,17 +35,17 @@ def squared_distance(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
     Returns
     -------
-    ``(z, y, x)`` int64, 0 on the background, `FAR` where the array holds no background.
+    ``(z, y, x)`` int32, 0 on the background, `FAR` at most.
     """
-    out = np.empty(mask.shape, np.int64)
+    out = np.empty(mask.shape, np.int32)
     _columns(np.ascontiguousarray(mask), out)
     _envelope(out, 2)
     if mask.shape[0] > 1:
         _envelope(out, 0)
-    return np.minimum(out, FAR, out=out)
+    return out
 
 
-def unknown(squared: NDArray[np.int64], window: Window, margin: tuple[int, ...]) -> NDArray[np.bool_]:
+def unknown(squared: NDArray[np.int32], window: Window, margin: tuple[int, ...]) -> NDArray[np.bool_]:
     """Foreground pixels that the window cannot know.
 
     Their distance may be smaller in the whole image, or what lies outside may reach them first: all that
@@ -94,7 +96,7 @@ def _beyond(squared: Any, rz: Any, ry: Any, rx: Any, out: Any) -> Any:
 def _columns(mask: Any, out: Any) -> Any:
     """Squared distance along y."""
     nz, ny, nx = mask.shape
-    big = np.int64(1) << 20
+    big = np.int64(_FARTHEST)
     for z in range(nz):
         for x in range(nx):
             out[z, 0, x] = big if mask[z, 0, x] else 0
@@ -144,7 +146,7 @@ def _envelope(f: Any, axis: Any) -> Any:
                     start[last] = first
         for u in range(n - 1, -1, -1):
             i = vertex[last]
-            value = (u - i) * (u - i) + g[i]
+            value = min((u - i) * (u - i) + g[i], FAR)
             if axis == 2:
                 f[line // ny, line % ny, u] = value
             else:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def peaks(
-    squared: NDArray[np.int64], unknown: NDArray[np.bool_], edge: NDArray[np.int64], radius: int
+    squared: NDArray[np.int32], unknown: NDArray[np.bool_], edge: NDArray[np.int64], radius: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find the distance peaks of a mask.
 
@@ -49,7 +49,7 @@ def peaks(
 
 
 def spaced_peaks(
-    squared: NDArray[np.int64], unknown: NDArray[np.bool_], edge: NDArray[np.int64], footprint: int, spacing: int
+    squared: NDArray[np.int32], unknown: NDArray[np.bool_], edge: NDArray[np.int64], footprint: int, spacing: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find the distance peaks of a mask as ``skimage.feature.peak_local_max`` does: seen or not, ties and all.
 
@@ -74,7 +74,7 @@ def spaced_peaks(
 
 
 def flood(
-    squared: NDArray[np.int64],
+    squared: NDArray[np.int32],
     seeds: NDArray[np.int64],
     unknown: NDArray[np.bool_],
     unsure: NDArray[np.int64],
@@ -98,7 +98,7 @@ def flood(
     that touch no such pixel: they are as in the whole image.
     """
     labels = np.zeros(squared.shape, np.int32)
-    _flood(squared, seeds, unknown, unsure, labels)
+    _flood(squared, seeds, unknown, unsure, labels, np.empty(squared.size, index_dtype(squared.size)))
     return labels, complete(labels, len(seeds))
 
 
@@ -251,11 +251,15 @@ def _step_cost(squared: Any) -> Any:
     return max(np.int64(1), (np.int64(1) << 30) // (squared * squared)) if squared < 1 << 15 else np.int64(1)
 
 
+def index_dtype(size: int) -> type[np.signedinteger]:
+    """Return the smallest type of the flat indices of an array."""
+    return np.int32 if size < 1 << 31 else np.int64
+
+
 @kernel
-def _undisputed(flat: Any, shape: Any, lab: Any, done: Any) -> Any:
+def _undisputed(flat: Any, shape: Any, lab: Any, done: Any, queue: Any) -> Any:
     """Settle the components that one source alone can reach; ``lab`` holds the sources, and then the labels."""
     nz, ny, nx = shape
-    queue = np.empty(flat.size, np.int64)
     visited = np.zeros(flat.size, np.bool_)
     for first in range(flat.size):
         if flat[first] == 0 or visited[first]:
@@ -288,8 +292,11 @@ def _undisputed(flat: Any, shape: Any, lab: Any, done: Any) -> Any:
 
 
 @kernel
-def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> Any:
-    """Dijkstra over the foreground; a heap of (cost, source, pixel), source -1 being the unseen."""
+def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any, room: Any) -> Any:
+    """Dijkstra over the foreground; a heap of (cost, source, pixel), source -1 being the unseen.
+
+    ``room`` holds an index for each pixel: what memory this takes, an image of any size has in every shard.
+    """
     nz, ny, nx = squared.shape
     size = nz * ny * nx
     flat = squared.reshape(size)
@@ -303,8 +310,13 @@ def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> 
     for p in range(size):
         if unk[p]:
             lab[p] = -1
-    _undisputed(flat, squared.shape, lab, done)
-    best = np.full(size, np.iinfo(np.int64).max, np.int64)
+    _undisputed(flat, squared.shape, lab, done, room)
+    disputed = 0
+    for p in range(size):
+        if flat[p] != 0 and not done[p]:
+            room[p] = disputed
+            disputed += 1
+    best = np.full(disputed, np.iinfo(np.int64).max, np.int64)
     capacity = 1024
     cost = np.empty(capacity, np.int64)
     source = np.empty(capacity, np.int32)
@@ -313,7 +325,7 @@ def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> 
     for p in range(size):
         if done[p] or lab[p] == 0:
             continue
-        best[p] = 0
+        best[room[p]] = 0
         if unk[p] and not _at_rim(flat, unk, squared.shape, p):  # the inside of the unknown has nowhere to go
             done[p] = True
             continue
@@ -323,7 +335,7 @@ def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> 
     while n > 0:
         c, s, p = cost[0], source[0], pixel[0]
         n = _pop(cost, source, pixel, n)
-        if done[p] or best[p] != c or lab[p] != s:
+        if done[p] or best[room[p]] != c or lab[p] != s:
             continue
         done[p] = True
         z, y, x = p // (ny * nx), (p // nx) % ny, p % nx
@@ -331,12 +343,13 @@ def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any) -> 
             for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
                 for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
                     q = p + (dz * ny + dy) * nx + dx
-                    if flat[q] == 0 or done[q] or best[q] == 0:
+                    if flat[q] == 0 or done[q] or best[room[q]] == 0:
                         continue
                     length = 3 + 2 * (abs(dz) + abs(dy) + abs(dx))
                     there = c + length * _step_cost(flat[q])
-                    if there < best[q] or (there == best[q] and s < lab[q]):
-                        best[q] = there
+                    least = best[room[q]]
+                    if there < least or (there == least and s < lab[q]):
+                        best[room[q]] = there
                         lab[q] = s
                         if n == capacity:
                             capacity, cost, source, pixel = _wider(capacity, cost, source, pixel)

@@ -76,6 +76,11 @@ class Mask:
     labels: StitchedLabels
     evidence: dict[str, int] = field(default_factory=dict)
 
+    def judged(self) -> Mask:
+        """Return the mask without what is known of its objects."""
+        none = Objects.empty(len(self.labels.plan.shape))
+        return replace(self, objects=none, covered=none, pairs=None)
+
 
 def run_mask(
     job: Job,

@@ -110,7 +110,7 @@ class Index:
     windows: Boxes
 
     @cached_property
-    def anchors(self) -> NDArray[np.int64]:
+    def anchors(self) -> NDArray[np.int32]:
         """``(n, ndim)``, of the candidates 1..n."""
         return self.entry.read("anchors")
 
@@ -143,14 +143,14 @@ def _read_index(path: Path, _state: tuple[int, ...]) -> Index:
     return Index(entry, frozenset(shards.tolist()), Boxes(shards, entry.read("windows")))
 
 
-def read_anchors(path: Path) -> NDArray[np.int64]:
+def read_anchors(path: Path) -> NDArray[np.integer]:
     """Return the ``(n, ndim)`` anchors of an entry; kept in memory."""
     status = path.stat()
     return _read_anchors(path, (status.st_mtime_ns, status.st_size, status.st_ino))
 
 
 @lru_cache(maxsize=4)
-def _read_anchors(path: Path, _state: tuple[int, ...]) -> NDArray[np.int64]:
+def _read_anchors(path: Path, _state: tuple[int, ...]) -> NDArray[np.integer]:
     return Entry(path).read("anchors")
 
 
@@ -252,7 +252,7 @@ def number(
     decisions: list[Stands],
     folder: Path,
     shape: tuple[int, ...],
-) -> tuple[NDArray[np.int64], NDArray[np.uint8], Moments | None]:
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], Moments | None]:
     """Give what stands its ids, 1..n in raster order of the anchors, and keep them.
 
     ``decisions`` is emptied: of a large image there are many, and all of this lies in memory beside them.
@@ -283,27 +283,32 @@ def number(
         area, sums, bbox = (np.concatenate([getattr(p, f) for p in parts])[order] for f in ("area", "sums", "bbox"))
         moments = Moments(np.arange(1, len(order) + 1), area, sums, bbox)
     del flat, order
-    anchors = np.empty((len(left), len(shape)), np.int64)
+    anchors = np.empty((len(left), len(shape)), np.int32)
     for axis in range(len(shape) - 1, -1, -1):  # what unravel_index does, with less beside it
-        np.remainder(left, shape[axis], out=anchors[:, axis])
+        np.remainder(left, shape[axis], out=anchors[:, axis], casting="unsafe")
         left //= shape[axis]
-    index = {"shards": np.array(indices, np.int64), "windows": windows, "anchors": anchors, "reason": reason}
+    index: dict[str, NDArray[Any]] = {
+        "shards": np.array(indices, np.int64),
+        "windows": windows,
+        "anchors": anchors,
+        "reason": reason,
+    }
     write_entry(folder / "index.entry", index)
     return anchors, reason, moments
 
 
 def candidates_of(
-    anchors: NDArray[np.int64], reason: NDArray[np.uint8], moments: Moments | None
+    anchors: NDArray[np.int32], reason: NDArray[np.uint8], moments: Moments | None
 ) -> tuple[Objects, Objects]:
     """Return the candidates that hold pixels, and those that hold none any more."""
     n, ndim = anchors.shape
     ids = np.arange(1, n + 1)
     if moments is None:
-        return Objects.unmeasured(ids, anchors.astype(np.int32), reason), Objects.empty(ndim)
+        return Objects.unmeasured(ids, anchors, reason), Objects.empty(ndim)
     lost = np.setdiff1d(ids, moments.ids)
-    at = anchors[lost - 1]
+    at = anchors[lost - 1].astype(np.int64)
     none = np.zeros(len(lost), np.int64)
     covered = Objects(lost, at, none, at.astype(float), np.column_stack([at, at]), reason[lost - 1])
     if not len(moments):
         return Objects.empty(ndim), covered
-    return replace(moments.objects(anchors[moments.ids - 1]), reason=reason[moments.ids - 1]), covered
+    return replace(moments.objects(anchors[moments.ids - 1].astype(np.int64)), reason=reason[moments.ids - 1]), covered
