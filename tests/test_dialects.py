@@ -18,10 +18,14 @@ from spatialdata_segment import (
     SizeFilter,
     ThresholdNuclei,
     Workflow,
+    plan,
+    predict,
     read_configuration,
     segment,
 )
 from spatialdata_segment.cli import main
+from spatialdata_segment.engine import devices
+from spatialdata_segment.engine.events import Event, listen
 from spatialdata_segment.engine.executor import cores
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.testing import Tissue
@@ -104,7 +108,7 @@ def test_a_classical_block_is_a_workflow(tmp_path: Path) -> None:
     (tmp_path / "c.yml").write_text(CLASSICAL.format(cache=tmp_path))
     found = read_configuration(tmp_path / "c.yml")
     assert found.options == {
-        "shard_size": 15000, "overlap_px": 60, "n_jobs": 2, "scratch": tmp_path / "spatialdata-segment",
+        "shard_size": 15000, "overlap_px": 60, "n_jobs": 2, "scratch": str(tmp_path),
     }  # fmt: skip
     assert found.workflow == Workflow(
         nucleus=ThresholdNuclei.scportrait(),
@@ -147,7 +151,7 @@ def test_cellpose_of_two_masks() -> None:
     with pytest.warns(UserWarning, match=r"nucleus_segmentation\.min_size"):
         found = read_configuration(yaml.safe_load(TWO_MASKS))
     assert found.options == {
-        "shard_size": 2000000, "overlap_px": 100, "n_jobs": 2, "devices": 1, "scratch": Path("spatialdata-segment"),
+        "shard_size": 2000000, "overlap_px": 100, "n_jobs": 2, "devices": 1, "scratch": ".",
     }  # fmt: skip
     assert found.workflow == Workflow(
         nucleus=Cellpose("nuclei", diameter=30),
@@ -209,6 +213,10 @@ def test_its_own() -> None:
         ({"WGASegmentation": {"filter_masks_size": True}}, "filter_masks_size=True without a bound"),
         ({"pipeline": {"n_merge_tile_processes": 0}}, "n_merge_tile_processes=0, expected a whole number from 1"),
         ({"pipeline": 3}, "expected names and values in pipeline"),
+        ({"pipeline": {"overlap_margin": -5}}, "overlap_margin=-5, expected a whole number from 0"),
+        ({"postprocess": {"niter": "many", "min_size": "x"}}, r"min_size: .*not 'x'; niter: .*not 'many'"),
+        ({"DAPISegmentation": {True: 2}}, "'True' is unknown"),
+        ({1: {}}, "1: Extra inputs"),
         ({"pipeline": {"infer_sizes": 3}}, "'infer_sizes' is no setting"),
     ],
 )
@@ -229,16 +237,53 @@ def test_on_the_command_line(store: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["run", str(store), "--workflow", file, "--quiet", "--n-jobs", "1"]) == 0
     said = "spatialdata-segment: warning: overlap_px=60 is raised to 110, the minimum of threshold-nuclei"
     assert capsys.readouterr().err.startswith(said)
-    assert json.loads((store.parent / "cache" / "spatialdata-segment.run.json").read_text())["n_jobs"]["decode"] == 1
+    record = json.loads((store / ".spatialdata_segment" / "segmentation.run.json").read_text())
+    assert record["n_jobs"]["decode"] == 1
+    assert record["plan"]["nucleus"] == {"grid": [2, 2], "halo": [110, 110]}
+    assert list((store.parent / "cache").iterdir()) == []
     found = read_configuration(file)
     sdata = sd.read_zarr(store)
-    options = found.options | {"scratch": None}
-    segment(sdata, "image", found.workflow, key_added="b", progress=False, **options)
+    segment(sdata, "image", found.workflow, key_added="b", progress=False, **found.options)
     np.testing.assert_array_equal(sdata["segmentation_cell_labels"], sdata["b_cell_labels"])
     assert sdata["b_table"].n_obs > 3
     shutil.copytree(store, store.parent / "b.zarr")
     assert main(["plan", str(store), str(store.parent / "b.zarr"), "--workflow", file]) == 0  # without the scratch
-    assert capsys.readouterr().out.count("shards") >= 4
+    assert capsys.readouterr().out.count("nucleus: 4 shards of 110 x 130 px (halo 110, 110)") == 2
+    configuration = read_configuration(file)
+    assert plan(sdata, "image", configuration.workflow, **configuration.options).masks["nucleus"].n_shards == 4
+    assert configuration.options_of(predict) == {k: v for k, v in found.options.items() if k != "scratch"}
+
+
+def test_runs_share_a_cache(store: Path) -> None:
+    """What one leaves in it stands in no other's way, and goes on where it stopped."""
+    content = yaml.safe_load(CLASSICAL.format(cache=store.parent / "cache"))
+    found, sdata = read_configuration(content), sd.read_zarr(store)
+    (store.parent / "cache").mkdir()
+    (store.parent / "cache" / "mine.txt").touch()
+
+    def stop(event: Event) -> None:
+        if event.stage == "nucleus shards" and event.done == 2:
+            raise KeyboardInterrupt
+
+    with listen(stop), pytest.raises(KeyboardInterrupt):
+        segment(sdata, "image", found.workflow, progress=False, **found.options | {"n_jobs": 1})
+    left = {p.name for p in (store.parent / "cache").iterdir()}
+    assert len(left) == 2
+    other = Tissue((150, 160), seed=1, cell_diameter=44).to_spatialdata(chunks=64)
+    segment(other, "image", found.workflow, progress=False, **found.options)
+    segment(sdata, "image", found.workflow, progress=False, **found.options)
+    assert [p.name for p in (store.parent / "cache").iterdir()] == ["mine.txt"]
+
+
+def test_a_project_of_scportrait(store: Path) -> None:
+    """Other steps of a project stand beside the segmentation."""
+    block = {"nucleus_segmentation": {"threshold": 0.2}}
+    content = {"name": "p", "WGASegmentation": {}, "ShardedWGASegmentation": block, "HDF5CellExtraction": {"a": 1}}
+    with pytest.warns(UserWarning, match=r"not used, .*: name, WGASegmentation, HDF5CellExtraction"):
+        flow = read_configuration(content).workflow
+    assert flow.nucleus == ThresholdNuclei.scportrait()
+    with pytest.raises(InputError, match="WGASegmentation, ShardedWGASegmentation, DAPISegmentation are 3 workflows"):
+        read_configuration(content | {"DAPISegmentation": {}})
 
 
 def test_files_that_disagree(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,8 +297,9 @@ def test_files_that_disagree(store: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "no image 'other'" in capsys.readouterr().err
 
 
-def test_gpus_that_are_not_there_are_told_and_on_record(store: Path) -> None:
+def test_gpus_that_are_not_there_are_told_and_on_record(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sdata = sd.read_zarr(store)
+    monkeypatch.setattr(devices, "_found", lambda: ("cpu",))
     with pytest.warns(UserWarning, match="2 GPUs may be used and none is there: networks run on the CPU"):
         segment(sdata, "image", DummyDevice(), devices=2, progress=False)
     record = json.loads((store / ".spatialdata_segment" / "segmentation.run.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ def do_run(args: argparse.Namespace) -> None:
     config = _cluster_config(args)
     if _wrote_script(args, config):
         return
-    targets = find_targets(args)
+    targets, unread = find_targets(args)
     if config is not None and config.two_phases:
         failed = _run_in_two(args, targets, config)
     else:
@@ -111,7 +112,7 @@ def do_run(args: argparse.Namespace) -> None:
     for target in targets:
         if target.store not in failed:
             _tell(args, target.store, target.sdata)
-    raise_failed(failed, len(targets))
+    raise_failed(unread | failed, len(targets) + len(unread))
 
 
 def _run_one(args: argparse.Namespace, target: Target) -> None:
@@ -141,8 +142,9 @@ def _run_in_two(
                 "decode with --maps, or a configuration without phases"
             )
         planned = {k: v for k, v in options.items() if k in PLANNED} | {"devices": "cpu", "n_jobs": 1}
-        for key, flow in target.flows.items():
-            outputs = plan(target.sdata, key, flow, **planned | {"key_added": prefix(target, key)}).outputs
+        for key, flow in target.flows.items():  # warnings come with the run
+            with warnings.catch_warnings(action="ignore"):
+                outputs = plan(target.sdata, key, flow, **planned | {"key_added": prefix(target, key)}).outputs
             _elements.check_outputs(target.sdata, outputs, options.get("overwrite", False))
 
     def first(target: Target) -> None:
@@ -195,11 +197,13 @@ def do_decode(args: argparse.Namespace) -> None:
 
 def do_plan(args: argparse.Namespace) -> None:
     """Print what a run would take."""
-    options = given(segment, args)
-    for target in find_targets(args):
+    targets, failed = find_targets(args)
+    options = {k: v for k, v in given(segment, args).items() if k in (*PLANNED, "n_jobs")}
+    for target in targets:
         for key, flow in target.flows.items():
             prefix = target.prefix(key, options.get("key_added", "segmentation"))
             print(f"{target.store} {key}: {plan(target.sdata, key, flow, **options | {'key_added': prefix})}")
+    raise_failed(failed, len(targets) + len(failed))
 
 
 def do_cluster_template(_: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from spatialdata_segment._request import AtLeast
 from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.config import SizeFilter, Workflow, as_workflow
 from spatialdata_segment.engine.executor import cores
+from spatialdata_segment.engine.scratch import Shared
 from spatialdata_segment.errors import InputError, SegmentationWarning, is_whole
 from spatialdata_segment.methods.cellpose.method import Cellpose
 from spatialdata_segment.methods.threshold import ThresholdNuclei
@@ -99,6 +101,11 @@ class Configuration:
     workflow: Workflow
     options: dict[str, Any] = field(default_factory=dict)
 
+    def options_of(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """Return those of the options that another function takes, such as `predict`."""
+        taken = signature(function).parameters
+        return {name: value for name, value in self.options.items() if name in taken}
+
 
 def read_configuration(given: str | Path | Mapping[str, Any]) -> Configuration:
     """Read a configuration of this package, of scPortrait, or of Turing Segment.
@@ -115,7 +122,8 @@ def read_configuration(given: str | Path | Mapping[str, Any]) -> Configuration:
     Returns
     -------
     The workflow, and the options of `segment`. ``threads`` is ``n_jobs``. ``nGPUs`` is ``devices``, at most so many.
-    ``overlap_px`` is raised to the method's minimum, with a warning. ``cache`` is the folder that ``scratch`` lies in.
+    ``overlap_px`` is raised to the method's minimum, with a warning. ``cache`` is a folder that each run has its
+    ``scratch`` in.
     ``n_postprocess_processes``, ``postprocess_queue_size`` and ``n_merge_tile_processes`` are the parts "decode",
     "queue" and "write" of ``n_jobs``, at most as many as there are cores (those of the queue as memory holds).
 
@@ -126,20 +134,20 @@ def read_configuration(given: str | Path | Mapping[str, Any]) -> Configuration:
     """
     content = dict(given) if isinstance(given, Mapping) else read_yaml(given, "configuration")
     content = _nulls(content)
-    name = next(iter(content), "")
-    if len(content) == 1 and name.removeprefix("Sharded") in _SCPORTRAIT:
-        return _scportrait(name, content[name])
+    if blocks := [name for name in content if name.removeprefix("Sharded") in _SCPORTRAIT]:
+        return _scportrait(name := _chosen(blocks), content[name], [n for n in content if n != name])
     if content and set(content) <= {"pipeline", "postprocess"}:
         return _turing(content)
+    name = next(iter(content), "")
     if len(content) == 1 and (near := _nearest(name, _SCPORTRAIT)):
         raise InputError(f"{name!r} is no workflow{near}: expected {', '.join(_SCPORTRAIT)}")
     return Configuration(as_workflow(content))
 
 
 def _nulls(value: Any) -> Any:
-    """Replace what Python calls None, which is a text in YAML."""
+    """Replace what Python calls None, which is a text in YAML; names that YAML reads as something else are texts."""
     if isinstance(value, Mapping):
-        return {k: _nulls(v) for k, v in value.items()}
+        return {str(k): _nulls(v) for k, v in value.items()}
     return None if value == "None" else value
 
 
@@ -149,15 +157,22 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def _scportrait(name: str, block: Any) -> Configuration:
-    """Translate a block of scPortrait's."""
+def _chosen(blocks: list[str]) -> str:
+    """Return the workflow of a project's configuration: sharded, where it is there in both forms."""
+    if len({name.removeprefix("Sharded") for name in blocks}) > 1:
+        raise InputError(f"{', '.join(blocks)} are {len(blocks)} workflows, expected one: leave the others out")
+    return max(blocks, key=len)
+
+
+def _scportrait(name: str, block: Any, others: list[str]) -> Configuration:
+    """Translate a block of scPortrait's; ``others`` of the same file are of no account."""
     makers = _SCPORTRAIT[name.removeprefix("Sharded")]
     problems = [f"expected parameters, not {block!r}"] if not isinstance(block, Mapping) else []
     block = dict(block) if isinstance(block, Mapping) else {}
     parts = {key: block.pop(key, None) or {} for key in makers}
     known = (*makers, *_RULES, *_RUN, *_STORAGE)
     problems += [f"{key!r} is unknown{_nearest(key, known)}" for key in block if key not in known]
-    unused = [key for key in _STORAGE if key in block]
+    unused = [*others, *(key for key in _STORAGE if key in block)]
     flow: dict[str, Any] = {key: block[key] for key in _RULES if block.get(key) is not None}
     for key, (make, names) in makers.items():
         mask, part = _MASKS[key], parts[key]
@@ -190,7 +205,7 @@ def _scportrait(name: str, block: Any) -> Configuration:
     if is_whole(options.get("overlap_px")):
         options["overlap_px"] = AtLeast(options["overlap_px"])
     if "scratch" in options:
-        options["scratch"] = Path(str(options["scratch"])) / "spatialdata-segment"
+        options["scratch"] = Shared(options["scratch"])
     workflow = None
     if not problems:
         try:
@@ -217,9 +232,10 @@ def _told(error: ValueError) -> str:
 
 def _turing(content: dict[str, Any]) -> Configuration:
     """Translate a configuration of Turing Segment's."""
-    pipeline = content.get("pipeline") or {}
-    if not isinstance(pipeline, Mapping) or not isinstance(content.get("postprocess") or {}, Mapping):
+    if not all(isinstance(content.get(part) or {}, Mapping) for part in ("pipeline", "postprocess")):
         raise InputError("a configuration of Turing Segment: expected names and values in pipeline and postprocess")
+    content = {part: {k: v for k, v in (values or {}).items() if v is not None} for part, values in content.items()}
+    pipeline = content.get("pipeline", {})
     jobs: dict[str, int] = {}
     for name, part in _TURING.items():
         value = pipeline.get(name)
@@ -228,4 +244,8 @@ def _turing(content: dict[str, Any]) -> Configuration:
         if not (is_whole(value) and value >= 1):
             raise InputError(f"{name}={value!r}, expected a whole number from 1")
         jobs[part] = value if part == "queue" else min(value, cores())
-    return Configuration(Workflow(cell=Cellpose.from_turing(content)), {"n_jobs": jobs} if jobs else {})
+    try:
+        method = Cellpose.from_turing(content)
+    except ValueError as error:
+        raise InputError(f"a configuration of Turing Segment: {_told(error)}") from error
+    return Configuration(Workflow(cell=method), {"n_jobs": jobs} if jobs else {})

@@ -6,6 +6,7 @@ import json
 import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -136,6 +137,7 @@ def _manifest(ready: Prepared) -> dict[str, Any]:
     polygons = None if request.region is None else request.region.polygons
     return {
         "grid": _elements.packed(request.ref),
+        "sample": _sample(request.ref),
         "dtype": request.info.dtype.str,
         "pixel_size": request.info.pixel_size,
         "region": None
@@ -149,6 +151,17 @@ def _manifest(ready: Prepared) -> dict[str, Any]:
         "device": request.devices[0].partition(":")[0],
         "masks": masks,
     }
+
+
+def _sample(ref: _elements.Grid) -> int:
+    """Return a checksum of small crops spread over an image: enough to tell another one."""
+    assert isinstance(ref, _elements.ImageRef)
+    spots = [sorted({max(0, (2 * k + 1) * n // 6 - 8) for k in range(3)}) for n in ref.data.shape[1:]]
+    crops = [ref.data.data[(slice(None), *(slice(a, a + 16) for a in at))] for at in product(*spots)]
+    crc = 0
+    for crop in da.compute(*crops):
+        crc = zlib.crc32(np.ascontiguousarray(crop).data, crc)
+    return crc
 
 
 def _write_region(group: zarr.Group, region: Region | None) -> None:
@@ -202,7 +215,7 @@ def prepared_of(
     table: bool,
 ) -> Prepared:
     """Put together what the maps' manifest and the call say."""
-    ref, masks = _image_of(sdata, _elements.unpacked(kept["grid"]), np.dtype(kept["dtype"])), kept["masks"]
+    ref, masks = _image_of(sdata, kept), kept["masks"]
     _check_rules(flow, kept["workflow"])
     if system not in ref.transformations:
         raise InputError(
@@ -268,8 +281,9 @@ def prepared_of(
     return Prepared(request, jobs, measured)
 
 
-def _image_of(sdata: SpatialData, grid: _elements.Grid, dtype: np.dtype[Any]) -> _elements.Grid:
+def _image_of(sdata: SpatialData, kept: Mapping[str, Any]) -> _elements.Grid:
     """Return the image of the maps where the object holds it, else its grid."""
+    grid, dtype = _elements.unpacked(kept["grid"]), np.dtype(kept["dtype"])
     if grid.key not in sdata.images:
         return grid
     ref = _elements.read_image(sdata, grid.key, grid.scale)
@@ -281,6 +295,11 @@ def _image_of(sdata: SpatialData, grid: _elements.Grid, dtype: np.dtype[Any]) ->
                 f"image {grid.key!r} at {grid.scale!r} has {what} {value}, and the maps are of {expected[what]}: "
                 "pass the object that they were predicted of, or one without an image of that name"
             )
+    if _sample(ref) != kept["sample"]:
+        raise InputError(
+            f"image {grid.key!r} at {grid.scale!r} has other pixels than that of the maps: pass the object that they "
+            "were predicted of, or one without an image of that name"
+        )
     return ref
 
 

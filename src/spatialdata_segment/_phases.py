@@ -9,7 +9,7 @@ from spatialdata_segment import _elements
 from spatialdata_segment._maps import MANIFEST, check_maps, opened, prepared_of, read_manifest, read_workflow, with_maps
 from spatialdata_segment._prepare import at_hand, prepare
 from spatialdata_segment._request import resolve
-from spatialdata_segment._segment import execute
+from spatialdata_segment._segment import DOT, execute
 from spatialdata_segment._staging import recover_sdata
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
@@ -99,12 +99,15 @@ def predict(
         table=False,
     )
     check_maps(flow)
+    store, folder = _elements.local_store(sdata), Path(maps).resolve()
+    if store is not None and store.resolve() in folder.parents and (store / DOT).resolve() not in folder.parents:
+        raise InputError(f"maps={str(maps)!r} lies among the elements of {store}: pass a folder outside of the store")
     with (
         progress_bars(progress),
-        opened(Path(maps), request, executor, resume=resume, overwrite=overwrite) as folder,
-        at_hand(request, folder.part("image"), executor) as readable,
+        opened(Path(maps), request, executor, resume=resume, overwrite=overwrite) as kept,
+        at_hand(request, kept.part("image"), executor) as readable,
     ):
-        with_maps(prepare(readable, folder.part, executor, kept=True), folder, executor)
+        with_maps(prepare(readable, kept.part, executor, kept=True), kept, executor)
     return Path(maps)
 
 

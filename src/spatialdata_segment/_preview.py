@@ -123,7 +123,7 @@ def plan(
     **options
         Any of the options of `segment` that decide what is read, run and written: ``channels``, ``scale``,
         ``roi_key``, ``bounding_box``, ``key_added``, ``measure_channels``, ``to_coordinate_system``,
-        ``pixel_size``, ``shard_size``, ``overlap_px``, ``devices``, ``shapes``, ``table``.
+        ``pixel_size``, ``shard_size``, ``overlap_px``, ``devices``, ``shapes``, ``table``; others change nothing.
 
     Returns
     -------
@@ -135,7 +135,7 @@ def plan(
         As `segment` would, for what can be known before it runs.
     """
     executor = Executor(n_jobs)
-    request = resolve(sdata, image_key, as_workflow(workflow), executor=executor, **(PLANNED | options))
+    request = resolve(sdata, image_key, as_workflow(workflow), executor=executor, **_planned(options))
     methods = request.workflow.methods()
     masks = {name: _mask_plan(request, name, method) for name, method in methods.items()}
     pixels = float(np.prod(request.info.shape))
@@ -151,6 +151,7 @@ def plan(
     )
 
 
+_RUN = "scratch", "resume", "keep_maps", "overwrite", "progress"
 PLANNED: dict[str, Any] = {
     "channels": None,
     "scale": "scale0",
@@ -228,13 +229,18 @@ def preview(
     crop = _elements.crop_image(ref, _crop(shape, size, center))
     if refused := {"roi_key", "bounding_box"} & options.keys():
         raise InputError(f"preview takes no {sorted(refused)[0]}: place the crop with size= and center=")
-    settings = PLANNED | options
+    settings = _planned(options)
     with progress_bars(progress):
         whole = resolve(sdata, image_key, flow, executor=executor, **(settings | {"scale": scale}))
         measured = {m: _estimate(whole, m, method, executor) for m, method in flow.methods().items()}
         request = resolve(crop, image_key, flow, executor=executor, **settings)
         execute(crop, request, executor, measured=measured)
     return crop
+
+
+def _planned(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides a plan; of `segment`'s other options there may be some."""
+    return PLANNED | {name: value for name, value in options.items() if name not in _RUN}
 
 
 def _crop(shape: tuple[int, ...], size: int, center: Sequence[float] | None) -> Box:

@@ -24,7 +24,7 @@ from spatialdata_segment._write import write
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
-from spatialdata_segment.engine.scratch import Scratch, write_json
+from spatialdata_segment.engine.scratch import Scratch, Shared, write_json
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -115,13 +115,14 @@ def segment(
         Where networks run: "auto" (all CUDA devices, else Apple's "mps", else "cpu"), or names such as "cuda:1",
         several to share the shards. A number: as "auto", at most so many; the CPU in their place is warned of.
     scratch
-        Folder for intermediate results; None: in the store of a backed object, else (also for `read_remote`) a
-        temporary one, from which no later run can go on.
+        Folder for intermediate results; of several images each has one in it. None: in the store of a backed
+        object, else (also for `read_remote`) a temporary one, from which no later run can go on.
     resume
         Go on from what an earlier run of the same image, workflow and plan left; False discards it.
     keep_maps
         Keep the dense maps, to be decoded again with other thresholds: see `decode`. They lie in the store of a
-        backed object, in ``.spatialdata_segment/{key_added}.maps``, else beside ``scratch``, as ``....maps``.
+        backed object, in ``.spatialdata_segment/{key_added}.maps``, else beside ``scratch``, as ``....maps``. With
+        ``overwrite`` they replace those of the earlier result; without ``keep_maps`` those go with it.
     shapes, table
         Whether to write outlines, and tables.
     overwrite
@@ -175,7 +176,7 @@ def segment(
                 shapes=shapes,
                 table=table,
             )
-        folder = Path(scratch) / key if alone is None and scratch is not None else scratch
+        folder = Shared(scratch) if alone is None and scratch is not None else scratch
         maps = _maps_folder(sdata, request, folder) if keep_maps else None
         names |= request.names()
         runs[key] = partial(
@@ -190,6 +191,12 @@ def segment(
     return sdata
 
 
+def _drop_maps(sdata: SpatialData, key_added: str) -> None:
+    """Remove the maps that a result kept, when it is replaced by one that keeps none."""
+    if (store := _elements.local_store(sdata)) is not None:
+        shutil.rmtree(store / DOT / f"{key_added}.maps", ignore_errors=True)
+
+
 def _maps_folder(sdata: SpatialData, request: Request, scratch: str | Path | None) -> Path:
     """Return where the maps of a run are kept."""
     check_maps(request.workflow)
@@ -198,6 +205,8 @@ def _maps_folder(sdata: SpatialData, request: Request, scratch: str | Path | Non
     if scratch is None:
         raise InputError("keep_maps=True of an object in memory needs scratch=: the maps are kept beside that folder")
     folder = Path(scratch).resolve()
+    if isinstance(scratch, Shared):
+        return folder / f"{request.key_added}.maps"
     return folder.with_name(f"{folder.name}.maps")
 
 
@@ -225,6 +234,7 @@ def execute(
         started = time.time()
         kept = scratch is not None or _elements.local_store(sdata) is not None
         request = stack.enter_context(at_hand(request, folder.part("image"), executor))
+        from_maps = ready is not None
         if ready is not None:
             jobs = {name: replace(job, kept=kept) for name, job in ready.jobs.items()}
             ready = replace(ready, request=request, jobs=jobs)
@@ -240,6 +250,8 @@ def execute(
             staging.remove([name for name in stale if name != request.roi_key])
         with _object:
             staging.commit()
+        if overwrite and maps is None and not from_maps:
+            _drop_maps(sdata, request.key_added)
         _write_record(sdata, request, folder, masks, executor, started)
         folder.clear()
 
@@ -252,13 +264,14 @@ def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, res
     store = _elements.local_store(sdata)
     temporary = None
     if given is not None:
-        root = Path(given)
+        root = Path(given).resolve()
     elif store is not None:
         root = store / DOT / "scratch"
     else:
         root = temporary = Path(tempfile.mkdtemp(prefix="spatialdata-segment-"))
+    named = given is not None and not isinstance(given, Shared)
     try:
-        folder = Scratch(root, fingerprint, given=given is not None, resume=resume, resumable=resumable)
+        folder = Scratch(root, fingerprint, given=named, resume=resume, resumable=resumable)
         try:
             yield folder
         except BaseException:
@@ -296,4 +309,5 @@ def _write_record(
     if folder.given:
         write_json(folder.folder.with_name(f"{folder.folder.name}.run.json"), record)
     elif (store := _elements.local_store(sdata)) is not None:
+        (store / DOT).mkdir(exist_ok=True)
         write_json(store / DOT / f"{request.key_added}.run.json", record)

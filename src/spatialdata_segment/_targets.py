@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from spatialdata_segment.errors import ClusterError, ImagesError, InputError, Mi
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from spatialdata import SpatialData
 
@@ -36,8 +38,8 @@ class Target:
         return f"{image}_{key_added}" if len(self.flows) > 1 else key_added
 
 
-def find_targets(args: argparse.Namespace) -> list[Target]:
-    """Open the stores of a command line, and look for their images.
+def find_targets(args: argparse.Namespace) -> tuple[list[Target], dict[str, SegmentationError | OSError]]:
+    """Open the stores of a command line, and look for their images; of several, return the errors of those that fail.
 
     Raises
     ------
@@ -59,7 +61,16 @@ def find_targets(args: argparse.Namespace) -> list[Target]:
     if len(paths) > 1 and hasattr(args, "scratch"):
         logger.info("%s: not used, every store has a scratch of its own", args.scratch)
         del args.scratch
-    return [target_of(path, flows, common) for path in paths]
+    if len(paths) == 1:
+        return [target_of(paths[0], flows, common)], {}
+    found: list[Target] = []
+    failed: dict[str, SegmentationError | OSError] = {}
+    for path in paths:
+        try:
+            found.append(target_of(path, flows, common))
+        except (SegmentationError, OSError) as error:
+            failed[path] = error
+    return found, failed
 
 
 def target_of(path: str, flows: dict[str, str | Workflow], common: str | Workflow | None) -> Target:
@@ -79,7 +90,7 @@ def read_workflow(given: str, args: argparse.Namespace) -> str | Workflow:
 
     What the file says of the run becomes an option, where the command line does not give it.
     """
-    if Path(given).suffix not in (".yaml", ".yml"):
+    if Path(given).suffix.lower() not in (".yaml", ".yml"):
         return given
     found = read_configuration(given)
     read: dict[str, tuple[str, Any]] = vars(args).setdefault("read", {})
@@ -121,10 +132,21 @@ def each(
         if client is not None and client.status != "running":
             raise ClusterError("the workers are gone")
         try:
-            work(target)
+            with _naming(target.store if len(targets) > 1 else ""):
+                work(target)
         except (SegmentationError, OSError) as error:
             failed[target.store] = error
     return failed
+
+
+@contextmanager
+def _naming(store: str) -> Iterator[None]:
+    """Let warnings name the store, where there are several."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        if store:
+            warnings.showwarning = lambda message, *args, **options: show(f"{store}: {message}", *args, **options)
+        yield
 
 
 def raise_failed(failed: dict[str, SegmentationError | OSError], total: int) -> None:

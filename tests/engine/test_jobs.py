@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import spatialdata as sd
 from scipy import ndimage
 
 from spatialdata_segment import Method, _write, segment
+from spatialdata_segment.engine import devices
 from spatialdata_segment.engine.executor import Executor, cores
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.methods.base import Decoded
@@ -50,6 +52,8 @@ class Watched(Method):
         self._count("predict", 1)
         self._count("waiting", 1)
         self._count("predicted", 1)
+        with self.lock:
+            self.lock.wait_for(lambda: self.now["predict"] > 2, 0.05)  # more would come, if they could
         self._count("predict", -1)
         return image[:1].astype(np.float32)
 
@@ -85,9 +89,28 @@ def test_without_a_queue_none_waits(sdata):
     assert Watched.most["waiting"] <= 2
 
 
-def test_a_gpu_works_on_two():
-    assert Executor({"decode": 8, "queue": 4}).turns(3) == (6, 8)
-    assert Executor({"decode": 8, "queue": 4}).turns(None) == (8, 8)
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_gpu_works_on_two(images, sdata, monkeypatch):
+    """However many images there are."""
+    monkeypatch.setattr(devices, "_found", lambda: ("cuda:0",))
+    every = sd.SpatialData(images={f"i{n}": sdata["image"] for n in range(images)})
+    segment(every, list(every.images), Watched(), n_jobs={"decode": 3, "queue": 5}, devices=1, **HOW)
+    assert Watched.most["predict"] == 2
+    assert Watched.most["decode"] <= 3
+    assert Watched.most["waiting"] <= 8
+
+
+def test_places_go_with_their_executor():
+    before = dict(devices._turns)
+    executor = Executor({"decode": 8, "queue": 4})
+    assert executor.turns(3)[1:] == (6, 8)
+    assert executor.turns(None)[1:] == (8, 8)
+    assert executor.where == "threads"
+    with devices.turn(executor.turns(3), "decode"):
+        assert len(devices._turns) == len(before) + 1
+    del executor
+    gc.collect()
+    assert devices._turns == before
     assert Executor(8).turns(3) is None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from threading import BoundedSemaphore, Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from spatialdata_segment.errors import InputError, MissingError, is_whole
 
@@ -109,19 +109,43 @@ def borrowed(devices: Sequence[str]) -> Iterator[str]:
             _busy[device] -= 1
 
 
-_turns: dict[tuple[str, str], BoundedSemaphore] = {}
+class Turns(NamedTuple):
+    """How many shards may do something at the same time, of all that run with one executor.
+
+    Attributes
+    ----------
+    name
+        Of the executor.
+    predict, decode
+        Shards.
+    """
+
+    name: str
+    predict: int
+    decode: int
+
+
+_turns: dict[str, tuple[BoundedSemaphore, BoundedSemaphore]] = {}
 
 
 @contextmanager
-def turn(run: str, what: str, at_once: int | None) -> Iterator[None]:
-    """Hold one of the places that a run has in this process for something; None: as many as are asked for."""
-    if at_once is None:
+def turn(turns: Turns | None, what: Literal["predict", "decode"]) -> Iterator[None]:
+    """Hold one of the places that there are; None: as many as are asked for."""
+    if turns is None:
         yield
         return
     with _choosing:
-        places = _turns.setdefault((run, what), BoundedSemaphore(at_once))
+        if turns.name not in _turns:
+            _turns[turns.name] = BoundedSemaphore(turns.predict), BoundedSemaphore(turns.decode)
+        places = _turns[turns.name][what == "decode"]
     with places:
         yield
+
+
+def forget_turns(name: str) -> None:
+    """Let go of the places of an executor that is no more."""
+    with _choosing:
+        _turns.pop(name, None)
 
 
 _models: dict[tuple[str, str], object] = {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from dask.delayed import delayed
 from dask.local import get_sync
 from dask.threaded import get as get_threaded
 
-from spatialdata_segment.engine.devices import resolve_devices
+from spatialdata_segment.engine.devices import Turns, forget_turns, resolve_devices
 from spatialdata_segment.engine.events import Event, emit
 from spatialdata_segment.errors import ClusterError, InputError, ScratchError, SegmentationWarning, is_whole
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 GPU = "GPU"
 """The resource, of workers that tell theirs, that tasks on a GPU take one of."""
+
+logger = logging.getLogger(__name__)
 
 _A_DEVICE = 2
 """Shards that a device works on: while one is computed there, another is made ready."""
@@ -82,6 +86,8 @@ class Executor:
         self._pools: dict[int, ThreadPoolExecutor] = {}  # whatever the number of threads that call them
         self._making = threading.Lock()
         self._stopped = threading.Event()
+        self._name = uuid4().hex
+        weakref.finalize(self, forget_turns, self._name)
 
     def stop(self) -> None:
         """Run no further task: what calls `run` meanwhile, and later, is interrupted."""
@@ -92,18 +98,18 @@ class Executor:
         """Name of the kind of executor."""
         if self.client is not None:
             return "distributed"
-        return "threads" if self.n_jobs > 1 else "serial"
+        return "threads" if max(self.in_flight, self.writers) > 1 else "serial"
 
     @property
     def in_flight(self) -> int:
         """Shards that may be at work in this process: those decoded, and those that wait for it."""
         return self.n_jobs + self.queue
 
-    def turns(self, devices: int | None) -> tuple[int, int] | None:
+    def turns(self, devices: int | None) -> Turns | None:
         """Return how many shards predict at once, on so many GPUs or on the CPU, and how many decode."""
         if not self.queue:
             return None
-        return self.n_jobs if devices is None else _A_DEVICE * devices, self.n_jobs
+        return Turns(self._name, self.n_jobs if devices is None else _A_DEVICE * devices, self.n_jobs)
 
     @property
     def at_once(self) -> int:
@@ -156,6 +162,8 @@ class Executor:
         """Raise where workers do not see what this process writes into a folder."""
         if self.client is None:
             return
+        if not self._workers():
+            logger.warning("the cluster has no worker yet: the run waits for one")
         mark = folder / f".seen-{uuid4().hex}"
         mark.touch()
         try:
@@ -277,11 +285,11 @@ class Executor:
                 if isinstance(error, KilledWorker):
                     raise ClusterError(
                         f"{stage}: workers died again and again of one task ({error}): see their logs; less memory a "
-                        "task takes a smaller shard_size. Finished shards are kept"
+                        "task takes a smaller shard_size"
                     ) from error
                 raise error
             if future.status == "cancelled":
-                raise ClusterError(f"{stage}: the scheduler is gone, see its log. Finished shards are kept")
+                raise ClusterError(f"{stage}: the scheduler is gone, see its log")
             found[future.key] = result
             future.release()
             emit(Event(stage, before + len(found), total))

@@ -150,18 +150,32 @@ def run_shards(
     job = replace(job, turns=executor.turns(len(job.devices) if job.on_device and job.devices[0] != "cpu" else None))
     if done:
         logger.info("%s: %d of %d finished by an earlier run", stage, len(done), len(needed))
-    if run is not None or job.reads_itself:
-        alone = partial(run or run_alone, job)
-        flat: list[Any] = executor.map(
-            alone, pending, stage, len(done), at_once=executor.in_flight, on_device=job.on_device
-        )
-    else:
-        flat = _by_blocks(job, pending, executor, stage, len(done), len(needed))
+    try:
+        flat = _run_pending(job, pending, executor, stage, len(done), len(needed), run)
+    except ClusterError as error:
+        if not job.kept:
+            raise
+        raise ClusterError(f"{error}. Finished shards are kept: the same call goes on from them") from error
     if failures := [r for r in flat if isinstance(r, Failure)]:
         if missing := [f.error.cores for f in failures if isinstance(f.error, MissingCoresError)]:
             raise MissingCoresError(sorted(set().union(*missing)))
         raise shard_error(failures, len(needed), kept=job.kept)
     return sorted([*done.values(), *flat], key=lambda r: r.index)
+
+
+def _run_pending(
+    job: Job,
+    pending: Sequence[int],
+    executor: Executor,
+    stage: str,
+    before: int,
+    total: int,
+    run: Callable[[Job, int], Any] | None,
+) -> list[Any]:
+    if run is None and not job.reads_itself:
+        return _by_blocks(job, pending, executor, stage, before, total)
+    alone, flying = partial(run or run_alone, job), executor.in_flight
+    return executor.map(alone, pending, stage, before, at_once=flying, on_device=job.on_device)
 
 
 def run_alone(job: Job, index: int) -> Any:

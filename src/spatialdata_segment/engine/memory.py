@@ -72,9 +72,10 @@ def check_memory(
         return None
 
     rooms = executor.rooms()
-    while (found := overflow(plans)) is not None and executor.queue:
+    while executor.queue and overflow(plans, _SURE) is not None:
         executor.queue -= 1
         rooms = executor.rooms()
+    found = overflow(plans)
     if found is None:
         return
     size = min(int(np.prod([max(c) for c in plan.chunks])) for plan in plans.values())

@@ -29,6 +29,12 @@ def digest(fingerprint: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:20]
 
 
+class Shared(str):
+    """A folder in which each run has a scratch folder of its own, as in a store."""
+
+    __slots__ = ()
+
+
 class Scratch:
     """A folder of entries that belongs to one fingerprint.
 
@@ -84,6 +90,8 @@ class Scratch:
             if lock.acquire(wait=False):
                 self._lock = lock
                 return
+        except FileExistsError as error:
+            raise ScratchError(f"{self.what} {self.folder} is a file: pass another one") from error
         except OSError as error:
             raise scratch_error(self.folder, error) from error
         if self.given:

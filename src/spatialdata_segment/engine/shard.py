@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.core.statistics import Statistic
+    from spatialdata_segment.engine.devices import Turns
     from spatialdata_segment.engine.maps import Maps
     from spatialdata_segment.engine.preprocess import BoxReader
     from spatialdata_segment.engine.stored import Stored
@@ -63,7 +64,7 @@ class Job:
     kept
         Finished shards outlive a failure of others.
     turns
-        How many shards of a process predict at the same time, and how many decode; None: as many as there are.
+        How many shards predict at the same time, and how many decode; None: as many as there are.
     run
         See `View`.
     """
@@ -80,7 +81,7 @@ class Job:
     verify: bool = False
     maps: Maps | None = None
     kept: bool = False
-    turns: tuple[int, int] | None = None
+    turns: Turns | None = None
     run: str = field(default_factory=lambda: uuid4().hex)
 
     def path(self, index: int) -> Path:
@@ -232,10 +233,9 @@ def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) 
     def look(window: Window, pixels: NDArray[Any] | None = None) -> Seen:
         seeds = job.seeds(window.box) if job.seeds is not None else None
         view = View(window, job.image, job.statistics, seeds, run=job.run)
-        predict, decode = job.turns or (None, None)
-        with turn(job.run, "predict", predict):
+        with turn(job.turns, "predict"):
             maps = _maps(job, view, pixels)
-        with turn(job.run, "decode", decode):
+        with turn(job.turns, "decode"):
             return Seen.of(_decode(job, maps, view), window, context)
 
     seen, rounds = look(window, pixels), 1

@@ -193,6 +193,8 @@ class Cellpose(Method):
         side, margin = pipeline.pop("infer_size", 1024), pipeline.pop("overlap_margin", 32)
         if not (is_whole(side) and side >= 64 and side % 16 == 0):
             raise InputError(f"infer_size={side!r}, expected a multiple of 16 from 64, such as 1024")
+        if not (is_whole(margin) and margin >= 0):
+            raise InputError(f"overlap_margin={margin!r}, expected a whole number from 0, such as 32")
         for name in ("n_postprocess_processes", "postprocess_queue_size", "n_merge_tile_processes"):
             pipeline.pop(name, None)
         known = ("niter", "cellprob_threshold", "flow_threshold", "min_size", "resample")
