@@ -248,7 +248,8 @@ def test_on_the_command_line(store: Path, capsys: pytest.CaptureFixture[str]) ->
     assert sdata["b_table"].n_obs > 3
     shutil.copytree(store, store.parent / "b.zarr")
     assert main(["plan", str(store), str(store.parent / "b.zarr"), "--workflow", file]) == 0  # without the scratch
-    assert capsys.readouterr().out.count("nucleus: 4 shards of 110 x 130 px (halo 110, 110)") == 2
+    out = capsys.readouterr().out
+    assert out.count("threshold-nuclei, 4 shards of 110 x 130 px (halo 110") == 2, out
     configuration = read_configuration(file)
     assert plan(sdata, "image", configuration.workflow, **configuration.options).masks["nucleus"].n_shards == 4
     assert configuration.options_of(predict) == {k: v for k, v in found.options.items() if k != "scratch"}
