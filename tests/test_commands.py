@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import spatialdata as sd
 import yaml
+from spatialdata.models import Image2DModel
 
 from spatialdata_segment import ExpandNuclei, ThresholdNuclei, Workflow, decode, predict, segment
 from spatialdata_segment._options import descriptions
@@ -180,6 +181,22 @@ def test_descriptions_of_a_docstring():
 
     assert descriptions(function) == {"a": "The first: two lines.", "b": "Both.", "c": "Both."}
     assert descriptions(lambda: None) == {}
+
+
+def test_one_store_that_cannot_be_opened_loses_no_other(store, tmp_path, capsys):
+    blank = Image2DModel.parse(np.zeros((1, 60, 60), np.uint8), dims=("c", "y", "x"))
+    for name in ("c", "d"):
+        sd.SpatialData(images={"image": blank}).write(tmp_path / f"{name}.zarr")
+    (tmp_path / "b.zarr").mkdir()
+    assert main(["run", str(tmp_path), "--quiet", "--n-jobs", "1"]) == 2
+    told = capsys.readouterr()
+    assert "1 of 4 stores failed" in told.err
+    assert f"{tmp_path / 'b.zarr'} cannot be read" in told.err
+    assert labels(store, "segmentation_nucleus_labels").max() > 3
+    for name in ("c", "d"):
+        assert f"warning: {tmp_path / name}.zarr: the segmentation of 'image' is empty" in told.err
+    assert main(["plan", str(tmp_path), "--n-jobs", "1"]) == 2
+    assert capsys.readouterr().out.count("image 110 x 130 px") == 1
 
 
 def test_python_m(store):

@@ -422,3 +422,29 @@ def test_maps_are_no_scratch(sdata, tmp_path):
     with pytest.raises(InputError, match="shard_size=0"):
         decode(maps, **(SMALL | {"shard_size": 0}))
     assert decode(maps, **SMALL).labels
+
+
+def test_another_image_of_that_name(sdata, tissue, tmp_path):
+    maps = predict(sdata, "image", "dapi", tmp_path / "maps", **SMALL)
+    other = Tissue(tissue.shape, seed=9, cell_diameter=18, density=0.9).to_spatialdata()
+    with pytest.raises(InputError, match="has other pixels than that of the maps"):
+        decode(maps, sdata=other, **SMALL)
+    assert decode(maps, sdata=tissue.to_spatialdata(chunks=100), **SMALL)["segmentation_table"].n_vars
+
+
+def test_kept_maps_go_with_their_result(sdata, tmp_path):
+    kept = tmp_path / "image.zarr" / ".spatialdata_segment" / "segmentation.maps"
+    segment(sdata, "image", PAIR, keep_maps=True, **SMALL)
+    decode(kept, sdata=sdata, overwrite=True, **SMALL)
+    assert kept.is_dir()
+    segment(sdata, "image", "dapi", overwrite=True, **SMALL)
+    assert not kept.exists()
+
+
+def test_places_that_are_none_for_maps(sdata, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ScratchError, match=r"folder of maps .*file is a file"):
+        predict(sdata, "image", "dapi", tmp_path / "file", **SMALL)
+    with pytest.raises(InputError, match="lies among the elements of"):
+        predict(sdata, "image", "dapi", tmp_path / "image.zarr" / "images" / "maps", **SMALL)
+    predict(sdata, "image", "dapi", tmp_path / "image.zarr" / ".spatialdata_segment" / "mine.maps", **SMALL)
