@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import numpy as np
 from _kill_runs import LOG, act, computed, different, make_store, maps_of, tree
 from distributed import Client, LocalCluster
@@ -66,10 +67,10 @@ class Killer:
         self.stage = event.stage
 
     def kill(self) -> None:
-        """End one of the workers that are up: of one that starts its nanny would despair."""
+        """End one of the workers, once all are up: of one that starts its nanny would despair."""
         up = set(self.cluster.scheduler.workers)
         found = [w.pid for w in self.cluster.workers.values() if w.worker_address in up and w.pid not in self.killed]
-        if found:
+        if len(found) == len(self.cluster.workers) > 0:
             pid = found[int(self.rng.integers(len(found)))]
             self.killed[pid] = self.stage
             os.kill(pid, signal.SIGKILL)
@@ -137,7 +138,9 @@ def trial(
 def workers(n: int, log: Path) -> Iterator[LocalCluster]:
     """Start worker processes that know the runs and log what they compute; of those that die nothing is said."""
     os.environ[LOG] = str(log)
+    patient = {"distributed.deploy.lost-worker-timeout": "10 minutes"}  # for processes to start, on a busy machine
     with (
+        dask.config.set(patient),
         LocalCluster(
             n_workers=n,
             threads_per_worker=1,

@@ -81,9 +81,13 @@ def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(loads: Path) -> Iterator[LocalCluster]:
-    with LocalCluster(
-        n_workers=2, threads_per_worker=2, processes=True, memory_limit="2 GiB", dashboard_address=None
-    ) as cluster:
+    patient = {"distributed.deploy.lost-worker-timeout": "10 minutes"}  # for processes to start, on a busy machine
+    with (
+        dask.config.set(patient),
+        LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, memory_limit="2 GiB", dashboard_address=None
+        ) as cluster,
+    ):
         yield cluster
 
 

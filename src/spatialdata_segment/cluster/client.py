@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from spatialdata_segment.cluster.slurm import slurm_client, started
+from spatialdata_segment.cluster.slurm import patient, slurm_client, started
 from spatialdata_segment.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def cluster_client(kind: Kind, config: ClusterConfig | None = None, phase: Phase
         with slurm_client(jobs) as client:
             yield client
         return
-    with _local(jobs) if kind == "local" else _cuda(jobs) as cluster, cluster.get_client() as client:
+    with patient(), _local(jobs) if kind == "local" else _cuda(jobs) as cluster, cluster.get_client() as client:
         yield client
 
 

@@ -22,6 +22,7 @@ from spatialdata_segment.errors import ClusterError, InputError, MissingError, r
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from distributed import Client
 
@@ -44,9 +45,7 @@ def slurm_client(jobs: Jobs) -> Iterator[Client]:
     """Submit jobs and yield the active client of their workers; see `cluster_client`."""
     cls = _cluster_class()
     require("cryptography", "cluster")
-    # a job that SLURM requeues comes back under its name: dask is not to cancel it meanwhile
-    patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "10000 days"})
-    with patient, started(cls, _options(jobs)) as cluster:
+    with patient(), started(cls, _options(jobs)) as cluster:
         _check(cluster.job_script())
         with cluster.get_client() as client:
             cluster.scale(jobs=jobs.count)
@@ -69,6 +68,14 @@ def _cluster_class() -> Callable[..., Any]:
     if signal.getsignal(signal.SIGINT) is not before:
         signal.signal(signal.SIGINT, before)
     return cls
+
+
+def patient() -> AbstractContextManager[Any]:
+    """Let dask wait for workers that it lost.
+
+    A process that starts anew on a busy machine, or a job that SLURM requeues, comes back under its name.
+    """
+    return dask.config.set({"distributed.deploy.lost-worker-timeout": "10000 days"})
 
 
 def started(cls: Callable[..., Any], options: dict[str, Any]) -> Any:
