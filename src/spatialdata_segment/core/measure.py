@@ -308,8 +308,15 @@ def combine_intensities(parts: Iterable[Intensities]) -> Intensities:
 
 def map_labels(labels: NDArray[np.integer], ids: Ints, new: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the labels with ``ids`` (ascending) replaced by ``new``; pixels of any other id become 0."""
-    out = np.zeros(_volume(labels).shape, dtype)
-    kernels.replace(_volume(labels), _locked(ids), _locked(new.astype(dtype, copy=False)), out)
+    volume = _volume(labels)
+    if len(ids) and ids[-1] < labels.size // 4:  # a table is then smaller than the block
+        table = np.zeros(int(ids[-1]) + 1, dtype)
+        table[ids] = new
+        out = np.empty(volume.shape, dtype)
+        kernels.look_up(volume, _locked(table), out)
+    else:
+        out = np.zeros(volume.shape, dtype)
+        kernels.replace(volume, _locked(ids), _locked(new.astype(dtype, copy=False)), out)
     return out.reshape(labels.shape)
 
 

@@ -299,3 +299,15 @@ def replace(labels: Any, ids: Any, new: Any, out: Any) -> None:
                 i = np.searchsorted(ids, np.int64(label))
                 if i < len(ids) and ids[i] == np.int64(label):
                     to[x0:x] = new[i]
+
+
+@_njit
+def look_up(labels: Any, table: Any, out: Any) -> None:
+    """Write ``table[label]`` into ``out``, and 0 where a label is beyond the table."""
+    nz, ny, nx = labels.shape
+    for z in range(nz):
+        for y in range(ny):
+            row, to = labels[z, y], out[z, y]
+            for x in range(nx):
+                label = np.uint64(row[x])
+                to[x] = table[label] if label < np.uint64(len(table)) else 0
