@@ -18,6 +18,7 @@ import numpy as np
 from spatialdata_segment.core import measure_kernels as kernels
 from spatialdata_segment.core.measure_kernels import FRACTION_BITS, MAX_INTENSITY
 from spatialdata_segment.core.objects import Objects
+from spatialdata_segment.core.pair_kernels import pairs
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def pair_counts(a: NDArray[np.integer], b: NDArray[np.integer], *, background: b
     """
     if a.shape != b.shape:
         raise InputError(f"masks of shapes {a.shape} and {b.shape} do not cover the same pixels")
-    ids, count = kernels.pairs(_volume(a), _volume(b), background)
+    ids, count = pairs(_volume(a), _volume(b), background)
     _refuse(ids.ravel())
     order = np.lexsort((ids[:, 1], ids[:, 0]))
     return Pairs(ids[order, 0], ids[order, 1], count[order])
