@@ -26,7 +26,7 @@ def pairs(a: Any, b: Any, background: bool) -> Any:
     count = np.zeros(64, np.int64)
     table = table_of(keys, 0)
     near = np.zeros((_SLOTS, 3), np.int64)
-    ends = np.empty(_COLUMNS + 1, np.int64)
+    ends = np.empty(_COLUMNS + 1, np.int32)
     n = 0
     for z in range(nz):
         for y0 in range(0, ny, _ROWS):
@@ -47,9 +47,12 @@ def pairs(a: Any, b: Any, background: bool) -> Any:
 def _runs(p: Any, q: Any, ends: Any) -> Any:
     """Write where the runs of equal pairs in a row end; return how many there are."""
     m = 0
+    i, j = p[0], q[0]
     for x in range(1, len(p)):
+        next_i, next_j = p[x], q[x]
         ends[m] = x
-        m += (p[x] != p[x - 1]) | (q[x] != q[x - 1])
+        m += (i != next_i) | (j != next_j)
+        i, j = next_i, next_j
     ends[m] = len(p)
     return m + 1
 

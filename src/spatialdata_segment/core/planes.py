@@ -170,7 +170,12 @@ def check_threshold(threshold: float) -> None:
 
 def _areas(ids: Ints, count: Ints) -> tuple[Ints, NDArray[np.intp], Ints]:
     """Return the objects, for each pair the position of its object (-1: background), and areas."""
-    found, at = np.unique(ids, return_inverse=True)
+    if ids.max(initial=0) < 4 * len(ids):  # a table by id is then as small as the pairs
+        is_there = np.zeros(int(ids.max(initial=0)) + 1, bool)
+        is_there[ids] = True
+        found, at = np.flatnonzero(is_there), (np.cumsum(is_there) - 1)[ids]
+    else:
+        found, at = np.unique(ids, return_inverse=True)
     area = np.zeros(len(found), np.int64)
     np.add.at(area, at, count)
     n_background = int(np.searchsorted(found, 1))
