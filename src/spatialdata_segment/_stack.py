@@ -218,7 +218,8 @@ def _relabel(
 ) -> NDArray[np.integer]:
     if all(is_same for _, _, is_same in table):
         return block.astype(dtype, copy=False)
-    return np.stack([map_labels(plane, ids, new, dtype) for plane, (ids, new, _) in zip(block, table, strict=True)])
+    planes = [map_labels(plane, ids, new, dtype) for plane, (ids, new, _) in zip(block, table, strict=True)]
+    return planes[0][None] if len(planes) == 1 else np.stack(planes)
 
 
 def _polygon_tasks(below: NDArray[np.object_], above: NDArray[np.object_], threshold: float) -> list[Any]:
