@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._dialects import Configuration, read_configuration
     from spatialdata_segment._label_image import label_image
     from spatialdata_segment._phases import decode, predict
+    from spatialdata_segment._planes import stitch_planes
     from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
     from spatialdata_segment._preprocess import EqualizeHistogram, Step, SubtractBackground
     from spatialdata_segment._preview import plan, preview
@@ -61,6 +62,7 @@ __all__ = [
     "register_method",
     "register_workflow",
     "segment",
+    "stitch_planes",
     "testing",
 ]
 
@@ -92,6 +94,7 @@ _HOME = {
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",
     "segment": "_segment",
+    "stitch_planes": "_planes",
 }
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "pixel_matrix",
     "read_image",
     "read_labels",
+    "read_shapes",
     "resolve_channels",
     "roi_geometry",
     "stat_fingerprint",
@@ -167,6 +168,34 @@ def read_labels(sdata: SpatialData, labels_key: str) -> LabelsRef:
         transformations=_transformations(levels[0]),
         pyramid=tuple(tuple(level.sizes[d] for d in dims) for level in levels),
     )
+
+
+@dataclass(frozen=True)
+class ShapesRef:
+    """A shapes element.
+
+    Attributes
+    ----------
+    key
+        Its name.
+    data
+        Its rows.
+    transformations
+        To each coordinate system; copies.
+    """
+
+    key: str
+    data: GeoDataFrame
+    transformations: dict[str, BaseTransformation]
+
+
+def read_shapes(sdata: SpatialData, shapes_key: str) -> ShapesRef:
+    """Find a shapes element; `MissingError` lists those there are."""
+    if shapes_key not in sdata.shapes:
+        msg = f"no shapes {shapes_key!r} in the object; its shapes: {_names(sdata.shapes)}"
+        raise MissingError(msg)
+    data = sdata.shapes[shapes_key]
+    return ShapesRef(shapes_key, data, _transformations(data))
 
 
 def crop_image(ref: ImageRef, box: Box) -> SpatialData:

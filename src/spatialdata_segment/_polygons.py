@@ -124,8 +124,8 @@ def polygons_to_labels(
     """
     if np.shape(shape) != (2,) or min(shape) < 0:
         raise InputError(f"shape={shape!r}; expected (y, x) in px: draw plane by plane and stack the results.")
-    geometries, index = _geometries(polygons)
-    labels = _ids(ids, index, len(geometries))
+    geometries, index = checked_geometries(polygons)
+    labels = checked_ids(ids, index, len(geometries))
     kind = _dtype(dtype, int(labels.max(initial=0)))
     painter = delayed(_Painter(shapely.STRtree(geometries), labels, kind), traverse=False)
     grid = da.core.normalize_chunks(chunks, shape, dtype=kind)
@@ -225,7 +225,7 @@ def _paint_block(*, painter: _Painter, block_info: dict[Any, Any]) -> NDArray[np
     return painter.paint(*block_info[None]["array-location"])
 
 
-def _geometries(
+def checked_geometries(
     polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike,
 ) -> tuple[NDArray[np.object_], pd.Index | None]:
     """Return the geometries, checked, and their index where they have one."""
@@ -251,7 +251,7 @@ def _geometries(
     return geometries, index
 
 
-def _ids(ids: ArrayLike | None, index: pd.Index | None, n: int) -> NDArray[np.uint64]:
+def checked_ids(ids: ArrayLike | None, index: pd.Index | None, n: int) -> NDArray[np.uint64]:
     if ids is None and index is not None and index.dtype.kind in "iu" and n and index.min() > 0:
         ids = index.to_numpy()
     if ids is None:

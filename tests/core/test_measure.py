@@ -22,6 +22,7 @@ from spatialdata_segment.core.measure import (
 )
 from spatialdata_segment.core.measure_kernels import FRACTION_BITS
 from spatialdata_segment.errors import InputError
+from spatialdata_segment.testing.strategies import label_images
 
 BIG = 2**63 - 1
 
@@ -292,6 +293,32 @@ def test_intensities_do_not_depend_on_blocks_or_order(picture, integer, seed, da
     for i, label in enumerate(whole.ids):
         expected = image[:, picture == label].astype(np.float64).mean(1)
         np.testing.assert_allclose(whole.mean()[i], expected, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [2, 40, 3000])
+@pytest.mark.parametrize("background", [False, True])
+def test_pairs_across_tiles_and_more_than_a_tile_holds(n, background):
+    rng = np.random.default_rng(n)
+    a, b = (np.repeat(rng.integers(0, n, (2, 140, 550)), 2, axis=2)[..., k : 1099 + k] for k in range(2))
+    found = pair_counts(a, b, background=background)
+    expected, count = np.unique(np.stack([a.ravel(), b.ravel()], axis=1), axis=0, return_counts=True)
+    counted = expected.any(axis=1) if background else expected.all(axis=1)
+    np.testing.assert_array_equal(np.stack([found.a, found.b], axis=1), expected[counted])
+    np.testing.assert_array_equal(found.count, count[counted])
+
+
+@settings(deadline=None)
+@given(label_images(max_id=400), st.integers(0, 2**16), st.sampled_from(["uint16", "int64", "uint64"]))
+def test_map_labels_through_a_table_as_by_search(labels, seed, dtype):
+    labels = labels.astype(dtype)
+    rng = np.random.default_rng(seed)
+    ids = np.unique(labels)[1:].astype(np.int64)
+    ids = ids[rng.random(len(ids)) < 0.8]
+    new = rng.integers(0, 2**40, len(ids))
+    found = map_labels(labels, ids, new, np.dtype(np.uint64))
+    # a far id, which no pixel has, makes the table too large
+    searched = map_labels(labels, np.r_[ids, BIG], np.r_[new, 1], np.dtype(np.uint64))
+    np.testing.assert_array_equal(found, searched)
 
 
 def test_map_labels():

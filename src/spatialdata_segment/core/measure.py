@@ -18,6 +18,7 @@ import numpy as np
 from spatialdata_segment.core import measure_kernels as kernels
 from spatialdata_segment.core.measure_kernels import FRACTION_BITS, MAX_INTENSITY
 from spatialdata_segment.core.objects import Objects
+from spatialdata_segment.core.pair_kernels import pairs
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def pair_counts(a: NDArray[np.integer], b: NDArray[np.integer], *, background: b
     """
     if a.shape != b.shape:
         raise InputError(f"masks of shapes {a.shape} and {b.shape} do not cover the same pixels")
-    ids, count = kernels.pairs(_volume(a), _volume(b), background)
+    ids, count = pairs(_volume(a), _volume(b), background)
     _refuse(ids.ravel())
     order = np.lexsort((ids[:, 1], ids[:, 0]))
     return Pairs(ids[order, 0], ids[order, 1], count[order])
@@ -308,8 +309,15 @@ def combine_intensities(parts: Iterable[Intensities]) -> Intensities:
 
 def map_labels(labels: NDArray[np.integer], ids: Ints, new: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the labels with ``ids`` (ascending) replaced by ``new``; pixels of any other id become 0."""
-    out = np.zeros(_volume(labels).shape, dtype)
-    kernels.replace(_volume(labels), _locked(ids), _locked(new.astype(dtype, copy=False)), out)
+    volume = _volume(labels)
+    if len(ids) and ids[-1] < labels.size // 4:  # a table is then smaller than the block
+        table = np.zeros(int(ids[-1]) + 1, dtype)
+        table[ids] = new
+        out = np.empty(volume.shape, dtype)
+        kernels.look_up(volume, _locked(table), out)
+    else:
+        out = np.zeros(volume.shape, dtype)
+        kernels.replace(volume, _locked(ids), _locked(new.astype(dtype, copy=False)), out)
     return out.reshape(labels.shape)
 
 

@@ -28,7 +28,7 @@ def _njit(function: F) -> F:
 
 
 @_njit
-def _find(table: Any, keys: Any, n: int, a: Any, b: Any) -> int:
+def find(table: Any, keys: Any, n: int, a: Any, b: Any) -> int:
     """Return the slot of the key ``(a, b)``; ``n``, the next free one, if it is new."""
     mask = np.uint64(len(table) - 1)
     h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
@@ -49,18 +49,19 @@ def _find(table: Any, keys: Any, n: int, a: Any, b: Any) -> int:
 
 
 @_njit
-def _longer(array: Any) -> Any:
+def longer(array: Any) -> Any:
+    """Return the rows of an array, and as many of zeros."""
     out = np.zeros((2 * len(array), *array.shape[1:]), array.dtype)
     out[: len(array)] = array
     return out
 
 
 @_njit
-def _table(keys: Any, n: int) -> Any:
+def table_of(keys: Any, n: int) -> Any:
     """Return a hash table of the first ``n`` keys, four times as long as ``keys``."""
     table = np.full(4 * len(keys), -1, np.int64)
     for i in range(n):
-        _find(table, keys, i, keys[i, 0], keys[i, 1])
+        find(table, keys, i, keys[i, 0], keys[i, 1])
     return table
 
 
@@ -70,7 +71,7 @@ def moments(labels: Any, start: Any) -> Any:
     nz, ny, nx = labels.shape
     keys = np.zeros((64, 2), np.int64)
     acc = np.zeros((64, 10), np.int64)
-    table = _table(keys, 0)
+    table = table_of(keys, 0)
     n = 0
     for z in range(nz):
         for y in range(ny):
@@ -85,7 +86,7 @@ def moments(labels: Any, start: Any) -> Any:
                     x += 1
                 if label == 0:
                     continue
-                s = _find(table, keys, n, np.int64(label), 0)
+                s = find(table, keys, n, np.int64(label), 0)
                 a, b, length = x0 + start[2], x + start[2], x - x0
                 m = acc[s]
                 if s == n:
@@ -99,39 +100,9 @@ def moments(labels: Any, start: Any) -> Any:
                 if s == n:
                     n += 1
                     if n == len(keys):
-                        keys, acc = _longer(keys), _longer(acc)
-                        table = _table(keys, n)
+                        keys, acc = longer(keys), longer(acc)
+                        table = table_of(keys, n)
     return keys[:n, 0].copy(), acc[:n].copy()
-
-
-@_njit
-def pairs(a: Any, b: Any, background: bool) -> Any:
-    """Return the pairs of ids ``(n, 2)`` and the pixels of each."""
-    nz, ny, nx = a.shape
-    keys = np.zeros((64, 2), np.int64)
-    count = np.zeros(64, np.int64)
-    table = _table(keys, 0)
-    n = 0
-    for z in range(nz):
-        for y in range(ny):
-            p, q = a[z, y], b[z, y]
-            x = 0
-            while x < nx:
-                i, j = p[x], q[x]
-                x0 = x
-                x += 1
-                while x < nx and p[x] == i and q[x] == j:
-                    x += 1
-                if (i == 0 and j == 0) or (not background and (i == 0 or j == 0)):
-                    continue
-                s = _find(table, keys, n, np.int64(i), np.int64(j))
-                count[s] += x - x0
-                if s == n:
-                    n += 1
-                    if n == len(keys):
-                        keys, count = _longer(keys), _longer(count)
-                        table = _table(keys, n)
-    return keys[:n].copy(), count[:n].copy()
 
 
 @_njit
@@ -142,7 +113,7 @@ def nearest(labels: Any, start: Any, ids: Any, area: Any, sums: Any) -> Any:
     where = np.zeros(64, np.int64)
     best = np.zeros(64, np.float64)
     pixel = np.zeros((64, 3), np.int64)
-    table = _table(keys, 0)
+    table = table_of(keys, 0)
     n = 0
     for z in range(nz):
         for y in range(ny):
@@ -157,16 +128,16 @@ def nearest(labels: Any, start: Any, ids: Any, area: Any, sums: Any) -> Any:
                     x += 1
                 if label == 0:
                     continue
-                s = _find(table, keys, n, np.int64(label), 0)
+                s = find(table, keys, n, np.int64(label), 0)
                 new = s == n
                 if new:
                     i = np.searchsorted(ids, np.int64(label))
                     where[s] = i if i < len(ids) and ids[i] == np.int64(label) else -1
                     n += 1
                     if n == len(keys):
-                        keys, where = _longer(keys), _longer(where)
-                        best, pixel = _longer(best), _longer(pixel)
-                        table = _table(keys, n)
+                        keys, where = longer(keys), longer(where)
+                        best, pixel = longer(best), longer(pixel)
+                        table = table_of(keys, n)
                 i = where[s]
                 if i < 0:
                     continue
@@ -192,7 +163,7 @@ def add_integers(labels: Any, image: Any) -> Any:
     keys = np.zeros((64, 2), np.int64)
     count = np.zeros(64, np.int64)
     whole = np.zeros((64, nc), np.int64)
-    table = _table(keys, 0)
+    table = table_of(keys, 0)
     n = 0
     wide = image.itemsize == 8
     beyond = False
@@ -208,7 +179,7 @@ def add_integers(labels: Any, image: Any) -> Any:
                     x += 1
                 if label == 0:
                     continue
-                s = _find(table, keys, n, np.int64(label), 0)
+                s = find(table, keys, n, np.int64(label), 0)
                 count[s] += x - x0
                 for c in range(nc):
                     total = np.int64(0)
@@ -221,8 +192,8 @@ def add_integers(labels: Any, image: Any) -> Any:
                 if s == n:
                     n += 1
                     if n == len(keys):
-                        keys, count, whole = _longer(keys), _longer(count), _longer(whole)
-                        table = _table(keys, n)
+                        keys, count, whole = longer(keys), longer(count), longer(whole)
+                        table = table_of(keys, n)
     fraction, invalid = np.zeros((n, nc), np.int64), np.zeros((n, nc), np.bool_)
     return keys[:n, 0].copy(), count[:n].copy(), whole[:n].copy(), fraction, invalid, beyond
 
@@ -237,7 +208,7 @@ def add_floats(labels: Any, image: Any) -> Any:
     whole = np.zeros((64, nc), np.int64)
     fraction = np.zeros((64, nc), np.int64)
     invalid = np.zeros((64, nc), np.bool_)
-    table = _table(keys, 0)
+    table = table_of(keys, 0)
     n = 0
     beyond = False
     unit, low = 2.0**FRACTION_BITS, (1 << FRACTION_BITS) - 1
@@ -253,7 +224,7 @@ def add_floats(labels: Any, image: Any) -> Any:
                     x += 1
                 if label == 0:
                     continue
-                s = _find(table, keys, n, np.int64(label), 0)
+                s = find(table, keys, n, np.int64(label), 0)
                 count[s] += x - x0
                 for c in range(nc):
                     t, f = np.int64(0), np.int64(0)
@@ -273,9 +244,9 @@ def add_floats(labels: Any, image: Any) -> Any:
                 if s == n:
                     n += 1
                     if n == len(keys):
-                        keys, count, whole = _longer(keys), _longer(count), _longer(whole)
-                        fraction, invalid = _longer(fraction), _longer(invalid)
-                        table = _table(keys, n)
+                        keys, count, whole = longer(keys), longer(count), longer(whole)
+                        fraction, invalid = longer(fraction), longer(invalid)
+                        table = table_of(keys, n)
     sums = whole[:n].copy(), fraction[:n].copy(), invalid[:n].copy()
     return keys[:n, 0].copy(), count[:n].copy(), *sums, beyond
 
@@ -299,3 +270,15 @@ def replace(labels: Any, ids: Any, new: Any, out: Any) -> None:
                 i = np.searchsorted(ids, np.int64(label))
                 if i < len(ids) and ids[i] == np.int64(label):
                     to[x0:x] = new[i]
+
+
+@_njit
+def look_up(labels: Any, table: Any, out: Any) -> None:
+    """Write ``table[label]`` into ``out``, and 0 where a label is beyond the table."""
+    nz, ny, nx = labels.shape
+    for z in range(nz):
+        for y in range(ny):
+            row, to = labels[z, y], out[z, y]
+            for x in range(nx):
+                label = np.uint64(row[x])
+                to[x] = table[label] if label < np.uint64(len(table)) else 0
