@@ -443,7 +443,7 @@ def test_kept_maps_go_with_their_result(sdata, tmp_path):
 
 def test_places_that_are_none_for_maps(sdata, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ScratchError, match=r"folder of maps .*file is a file"):
+    with pytest.raises(ScratchError, match=r"folder of maps .*file is a file: pass a folder"):
         predict(sdata, "image", "dapi", tmp_path / "file", **SMALL)
     with pytest.raises(InputError, match="lies among the elements of"):
         predict(sdata, "image", "dapi", tmp_path / "image.zarr" / "images" / "maps", **SMALL)

@@ -98,5 +98,5 @@ def test_clear_leaves_the_folder_that_the_user_named(tmp_path):
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ScratchError, match=r"is a file: pass another one"):
+    with pytest.raises(ScratchError, match=r"is a file: pass scratch= with a folder"):
         Scratch(tmp_path / "file", A, given=True, resume=True)

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
+SCRATCH = "scratch folder"
+
 PROGRAM = "spatialdata-segment"
 """Marks the manifest of a folder that may be cleared."""
 
@@ -62,7 +64,7 @@ class Scratch:
         given: bool,
         resume: bool,
         resumable: bool = True,
-        what: str = "scratch folder",
+        what: str = SCRATCH,
         discards: str = "resume=False",
     ) -> None:
         self.given, self.what, self.discards = given, what, discards
@@ -91,7 +93,8 @@ class Scratch:
                 self._lock = lock
                 return
         except FileExistsError as error:
-            raise ScratchError(f"{self.what} {self.folder} is a file: pass another one") from error
+            where = "pass scratch= with a folder" if self.what == SCRATCH else "pass a folder"
+            raise ScratchError(f"{self.what} {self.folder} is a file: {where}") from error
         except OSError as error:
             raise scratch_error(self.folder, error) from error
         if self.given:
