@@ -36,6 +36,8 @@ _ZERO = 1 << 15
 INSIDE, UNKNOWN = 1, 2
 _Z_AND_Y, _X_AND_UNKNOWN = 0xFFFF_0000_FFFF, UNKNOWN << 32 | 0xFFFF
 _BLOCK = 8
+_KNOWN_BITS = 13
+"""Of the number of places that are remembered."""
 
 ENTER = BITS - 2
 """Bits of a position that are lost where a path enters a voxel."""
@@ -119,12 +121,17 @@ def _fill_field(plane: Any, threshold: Any, per_step: Any, field: Any) -> None:
 
 @kernel
 def _follow(field: Any, edge: Any, steps: Any, ends: Any) -> None:
-    """Follow paths, a block of them at once: their steps do not wait for each other."""
+    """Follow paths, a block of them at once: their steps do not wait for each other.
+
+    Most steps are those with which a path comes to rest in its last voxel. Places from which one does are remembered,
+    and end those that enter there: they never leave the voxel, however many steps they have.
+    """
     depth, height, width = field.shape
     last = (depth - 1) * _UNIT, (height - 1) * _UNIT, (width - 1) * _UNIT
     words, ends = field.reshape(-1), ends.reshape(-1)
     room = _BLOCK * _BLOCK * _BLOCK
-    at, before, voxel = np.empty((room, 3), np.int32), np.empty((room, 3), np.int32), np.empty(room, np.int32)
+    at, before = np.empty((room, 3), np.int32), np.empty((room, 3), np.int32)
+    voxel, place, known = np.empty(room, np.int32), np.empty(room, np.int64), np.full(1 << _KNOWN_BITS, -1, np.int64)
     least, most = np.empty(3, np.int64), np.empty(3, np.int64)
     for k in range(3):
         least[k], most[k] = 0 if edge[k, 0] else -(1 << 40), last[k] if edge[k, 1] else 1 << 40
@@ -141,15 +148,15 @@ def _follow(field: Any, edge: Any, steps: Any, ends: Any) -> None:
                                 ends[here] = LOST
                             elif mark == np.uint64(INSIDE):
                                 at[n, 0], at[n, 1], at[n, 2], voxel[n] = z * _UNIT, y * _UNIT, x * _UNIT, here
-                                before[n, 0] = before[n, 1] = before[n, 2] = -1
+                                before[n, 0] = before[n, 1] = before[n, 2] = place[n] = -1
                                 n += 1
-                _follow_block(words, height, width, last, least, most, steps, n, at, before, voxel, ends)
+                _follow_block(words, height, width, last, least, most, steps, n, at, before, voxel, place, known, ends)
 
 
 @kernel
 def _follow_block(
     words: Any, height: Any, width: Any, last: Any, least: Any, most: Any, steps: Any,
-    n: Any, at: Any, before: Any, voxel: Any, ends: Any,
+    n: Any, at: Any, before: Any, voxel: Any, place: Any, known: Any, ends: Any,
 ) -> None:  # fmt: skip
     least_z, least_y, least_x = least[0], least[1], least[2]
     most_z, most_y, most_x = most[0], most[1], most[2]
@@ -167,18 +174,26 @@ def _follow_block(
                 ends[voxel[i]] = LOST
                 continue
             a, b, c = min(last_z, max(0, a)), min(last_y, max(0, b)), min(last_x, max(0, c))
+            here = ((z >> BITS) * height + (y >> BITS)) * width + (x >> BITS)
+            now = place[i]
             if (a ^ z | b ^ y | c ^ x) >> BITS != 0:
                 a, b, c = min(last_z, entered(a)), min(last_y, entered(b)), min(last_x, entered(c))
-            if a == z and b == y and c == x:
-                ends[voxel[i]] = ((z >> BITS) * height + (y >> BITS)) * width + (x >> BITS)
-            elif a == before[i, 0] and b == before[i, 1] and c == before[i, 2]:  # to and fro: where the last step ends
-                if (steps - t) % 2 == 0:
-                    z, y, x = a, b, c
-                ends[voxel[i]] = ((z >> BITS) * height + (y >> BITS)) * width + (x >> BITS)
-            else:
-                before[moving, 0], before[moving, 1], before[moving, 2] = z, y, x
-                at[moving, 0], at[moving, 1], at[moving, 2], voxel[moving] = a, b, c, voxel[i]
-                moving += 1
+                there = ((a >> BITS) * height + (b >> BITS)) * width + (c >> BITS)
+                now = there << 6 | (a >> ENTER & 3) << 4 | (b >> ENTER & 3) << 2 | c >> ENTER & 3
+                if known[_slot(now)] == now:
+                    ends[voxel[i]] = there
+                    continue
+                if a == before[i, 0] and b == before[i, 1] and c == before[i, 2]:  # to and fro between two voxels
+                    ends[voxel[i]] = there if (steps - t) % 2 == 0 else here
+                    continue
+            elif (a == z and b == y and c == x) or (a == before[i, 0] and b == before[i, 1] and c == before[i, 2]):
+                ends[voxel[i]] = here
+                if now >= 0:
+                    known[_slot(now)] = now
+                continue
+            before[moving, 0], before[moving, 1], before[moving, 2] = z, y, x
+            at[moving, 0], at[moving, 1], at[moving, 2], voxel[moving], place[moving] = a, b, c, voxel[i], now
+            moving += 1
         n = moving
         if n == 0:
             break
@@ -225,6 +240,12 @@ def step_at(words: Any, height: Any, width: Any, z: Any, y: Any, x: Any, more_z:
         np.int64(((xu & low_half) + half) >> word) - _ZERO,
         xu >> pair == np.uint64(0),
     )
+
+
+@kernel
+def _slot(place: Any) -> Any:
+    """Where a place is remembered."""
+    return np.uint64(place) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - _KNOWN_BITS)
 
 
 @kernel
