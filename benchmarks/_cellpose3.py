@@ -9,8 +9,8 @@ maps     images ``0`` ... (y, x), settings ``model``, ``rescale`` (one an image)
          (3, y, x) float32: flows and cell probability as `CellposeModel.eval` has them; ``limits`` (n, 2): the
          percentiles that became 0 and 1, by its numpy
 forward  ``tiles`` (n, 2, y, x) float32, already normalised -> ``maps`` (n, 3, y, x), ``styles`` (n, s)
-masks    ``maps`` (3, y, x), settings ``niter``, ``flow_threshold``, ``min_size`` -> ``labels`` by
-         `dynamics.compute_masks` on the CPU
+masks    ``maps`` (3, y, x) or (4, z, y, x), settings ``niter``, ``flow_threshold``, ``min_size``, ``do_3D`` ->
+         ``labels`` by `dynamics.compute_masks` on the CPU
 eval     images ``0`` ..., settings ``model``, ``diameters`` -> labels ``0`` ... by `CellposeModel.eval`
 
 All of them write ``seconds`` too, of the work alone, and ``version``.
@@ -31,8 +31,8 @@ import torch
 from cellpose import core, dynamics, models, resnet_torch
 
 Arrays = dict[str, Any]
-WARM = 256
-"""px: side of the corner on which a task that is timed runs beforehand."""
+WARM = {2: 256, 3: 32}
+"""px: side of the corner on which a task that is timed runs beforehand, by axes."""
 
 
 def load(path: str) -> models.CellposeModel:
@@ -80,18 +80,19 @@ def forward(given: Arrays, model: str) -> Arrays:
     return {"maps": out[:, -3:], "styles": styles}
 
 
-def masks(given: Arrays, niter: int, flow_threshold: float, min_size: int) -> Arrays:
+def masks(given: Arrays, niter: int, flow_threshold: float, min_size: int, do_3D: bool = False) -> Arrays:
     """Decode."""
 
     def run(part: np.ndarray) -> np.ndarray:
         found: np.ndarray = dynamics.compute_masks(
-            part[:2], part[2], niter=niter, flow_threshold=flow_threshold, min_size=min_size
+            part[:-1], part[-1], niter=niter, flow_threshold=flow_threshold, min_size=min_size, do_3D=do_3D
         )
         return found
 
-    run(np.ascontiguousarray(given["maps"][:, :WARM, :WARM]))
+    maps, axes = given["maps"], given["maps"].ndim - 1
+    run(np.ascontiguousarray(maps[(slice(None), *(slice(WARM[axes]),) * axes)]))
     start = time.perf_counter()
-    labels = run(given["maps"])
+    labels = run(maps)
     return {"labels": labels.astype(np.int32), "seconds": time.perf_counter() - start}
 
 

@@ -2,8 +2,8 @@
 
     python -P benchmarks/_cellpose4.py masks IN.npz OUT.npz '{"threads": 2, "niter": 200, ...}'
 
-``-P`` keeps this folder, which holds a ``cellpose.py``, off the path. ``maps`` (3, y, x) -> ``labels`` (y, x) by
-`dynamics.compute_masks` on the CPU, ``seconds`` of it, ``version``.
+``-P`` keeps this folder, which holds a ``cellpose.py``, off the path. ``maps`` (3, y, x) -> ``labels`` (y, x), or
+(4, z, y, x) -> (z, y, x), by `dynamics.compute_masks` on the CPU, ``seconds`` of it, ``version``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from cellpose import dynamics
 
-WARM = 256
-"""px: side of the corner on which it runs beforehand."""
+WARM = {2: 256, 3: 32}
+"""px: side of the corner on which it runs beforehand, by axes."""
 
 
 def main() -> None:
@@ -32,10 +32,11 @@ def main() -> None:
     torch.set_num_threads(settings.pop("threads"))
     with np.load(source) as given:
         maps = given["maps"]
-    corner = np.ascontiguousarray(maps[:, :WARM, :WARM])
-    dynamics.compute_masks(corner[:2], corner[2], **settings)
+    axes = maps.ndim - 1
+    corner = np.ascontiguousarray(maps[(slice(None), *(slice(WARM[axes]),) * axes)])
+    dynamics.compute_masks(corner[:-1], corner[-1], **settings)
     start = time.perf_counter()
-    labels = dynamics.compute_masks(maps[:2], maps[2], **settings)
+    labels = dynamics.compute_masks(maps[:-1], maps[-1], **settings)
     seconds = time.perf_counter() - start
     np.savez(target, labels=labels.astype(np.int32), seconds=seconds, version=version("cellpose"))
 

@@ -39,13 +39,13 @@ class FlowRules:
     cellprob_threshold
         Pixels above it have a path.
     flow_threshold
-        Objects whose flows are farther than this from those of their shape are rejected; None: none are.
+        Objects whose flows are farther than this from those of their shape are rejected; None: none are. In 2D.
     steps
         Of a path.
     min_size
-        px; smaller objects are rejected.
+        px (voxels); smaller objects are rejected.
     max_size
-        px; larger objects are rejected.
+        px (voxels); larger objects are rejected.
     """
 
     cellprob_threshold: float = 0.0
@@ -62,10 +62,10 @@ class FlowObjects:
     Attributes
     ----------
     labels
-        ``(y, x)`` int32: 0 background, 1..n objects (some of which may have no pixel), -1 what belongs to
+        ``([z], y, x)`` int32: 0 background, 1..n objects (some of which may have no pixel), -1 what belongs to
         something that the window does not show.
     sinks
-        ``(n, 2)`` pixel of the window to which most paths of each object lead.
+        ``(n, 2)`` or ``(n, 3)``: pixel of the window to which most paths of each object lead.
     complete
         ``(n,)`` bool: the object is what the whole image would give.
     reasons
@@ -130,6 +130,24 @@ def decode_flows(
     if hidden is not None:
         labels[hidden & (labels == 0)] = UNRESOLVED
     held = fill_holes(labels, boxes, areas, reasons == 0)
-    unsure_inside = (held[:, 1] < 0) | ~complete[np.maximum(held[:, 1], 1) - 1] if len(held) else np.zeros(0, bool)
-    complete[held[unsure_inside, 0] - 1] = False
+    settle(held, reasons == 0, complete)
     return FlowObjects(labels, seeds, complete, reasons)
+
+
+def settle(held: NDArray[np.int64], kept: NDArray[np.bool_], complete: NDArray[np.bool_]) -> None:
+    """Write which objects are complete once holes are filled.
+
+    Not those that hold something that is unsure; nor what is rejected and inside of something unsure.
+
+    Parameters
+    ----------
+    held
+        ``(k, 2)`` pairs of an object and what lies in its holes: another (1..n), or a label below 0.
+    kept, complete
+        ``(n,)`` of the objects.
+    """
+    outer, inner = held[:, 0] - 1, np.maximum(held[:, 1], 1) - 1
+    unsure = (held[:, 1] < 0) | ~complete[inner]
+    inside = (held[:, 1] > 0) & ~kept[inner] & ~complete[outer]
+    complete[outer[unsure]] = False
+    complete[inner[inside]] = False

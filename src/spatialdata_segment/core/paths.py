@@ -82,12 +82,12 @@ def reached(field: NDArray[np.float32], edge: NDArray[np.int64]) -> NDArray[np.b
 
 
 def widened(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Return the pixels within ``radius`` along both axes of a marked one."""
-    across = np.empty_like(mask)
-    _widen(mask, radius, across)
-    both = np.empty(mask.shape[::-1], np.bool_)
-    _widen(np.ascontiguousarray(across.T), radius, both)
-    return np.ascontiguousarray(both.T)
+    """Return the pixels within ``radius`` along every axis, of any number, of a marked one."""
+    wide = mask.copy()
+    marks = wide.view(np.uint8)
+    for axis in range(mask.ndim):
+        _widen(marks.reshape(int(np.prod(mask.shape[:axis])), mask.shape[axis], -1), radius)
+    return wide
 
 
 @kernel
@@ -225,16 +225,21 @@ def _next(field: Any, y: Any, x: Any, axis: Any) -> Any:
 
 
 @kernel
-def _widen(mask: Any, radius: Any, out: Any) -> None:
-    for y in range(mask.shape[0]):
-        last = -radius - 1
-        for x in range(mask.shape[1]):
-            if mask[y, x]:
-                last = x
-            out[y, x] = x - last <= radius
-        last = mask.shape[1] + radius
-        for x in range(mask.shape[1] - 1, -1, -1):
-            if mask[y, x]:
-                last = x
-            if last - x <= radius:
-                out[y, x] = True
+def _widen(marks: Any, radius: Any) -> None:
+    """Widen along the middle axis, in place: the second bit is what the first pass found."""
+    outer, length, inner = marks.shape
+    last = np.empty(inner, np.int64)
+    for k in range(outer):
+        last[:] = -radius - 1
+        for i in range(length):
+            for j in range(inner):
+                if marks[k, i, j]:
+                    last[j] = i
+                if i - last[j] <= radius:
+                    marks[k, i, j] |= np.uint8(2)
+        last[:] = length + radius
+        for i in range(length - 1, -1, -1):
+            for j in range(inner):
+                if marks[k, i, j] & 1:
+                    last[j] = i
+                marks[k, i, j] = np.uint8(marks[k, i, j] > 1 or last[j] - i <= radius)

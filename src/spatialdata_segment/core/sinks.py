@@ -40,7 +40,7 @@ def sinks(ends: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]
     have grown over all of it.
     """
     counts = np.zeros(ends.shape, np.int32)
-    _count(ends.reshape(-1), counts.reshape(-1))
+    count_ends(ends.reshape(-1), counts.reshape(-1))
     seeds = _seeds(counts)
     flat = seeds[:, 0] * ends.shape[1] + seeds[:, 1]
     order = np.lexsort((-flat, counts.reshape(-1)[flat]))
@@ -52,7 +52,8 @@ def sinks(ends: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]
 
 
 @kernel
-def _count(ends: Any, counts: Any) -> None:
+def count_ends(ends: Any, counts: Any) -> None:
+    """Add to each pixel, of any number of axes, flattened, the paths that end in it."""
     for i in range(ends.size):
         if ends[i] >= 0:
             counts[ends[i]] += 1

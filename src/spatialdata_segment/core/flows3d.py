@@ -1,0 +1,84 @@
+"""From flows and cell probability of a volume to objects: `core.flows` in 3D, decided alike in every window.
+
+The steps are those of Cellpose with ``do_3D=True`` (Stringer et al. 2021; versions 3 and 4): paths, sinks, objects that
+are too large or too small, voids. There, as here, the shapes of objects are not compared with their flows, sizes count
+voxels, and what is filled is closed on all sides, not in a plane. Where ours differ:
+
+- paths do not depend on the shape of the volume, nor on the window (`core.paths3d`);
+- ties go to the seed with more paths, then to the first in raster order; there they fall as the sort has them;
+- voids are filled after all sizes are known, the smaller object first, and not over objects that are kept; there in
+  the order of the labels, over whatever lies inside, and sizes are compared once more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spatialdata_segment.core.flows import FlowObjects, FlowRules, settle
+from spatialdata_segment.core.matching import Reason
+from spatialdata_segment.core.paths3d import JUMP, LARGEST, flow_field, follow, unknown
+from spatialdata_segment.core.reach3d import reached
+from spatialdata_segment.core.sinks import GROWTH, SEES
+from spatialdata_segment.core.sinks3d import sinks
+from spatialdata_segment.core.voids import fill_voids, object_boxes
+from spatialdata_segment.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CONTEXT = SEES + GROWTH + JUMP + 1
+"""px that the surroundings of a sink must be known for, at most: few are needed where no other sink is near."""
+
+BYTES = 17
+"""A voxel, besides the maps: the most that decoding takes at a time."""
+
+
+def decode_flows_3d(maps: NDArray[np.floating], edge: NDArray[np.int64], rules: FlowRules) -> FlowObjects:
+    """Make objects of the maps of a window of a volume.
+
+    Parameters
+    ----------
+    maps
+        ``(4, z, y, x)``: flows along z, y and x, 5 a px of a path's step, and the logit of the cell probability; NaN
+        where they are not known. Any floating type; float16 is not copied.
+    edge
+        ``(3, 2)``: for each axis, whether its low and its high side are open (1) or the volume's end (0).
+    rules
+        What decides; sizes count voxels, ``flow_threshold`` does not act.
+
+    Returns
+    -------
+    Objects of ``(z, y, x)`` labels. Of one that is rejected the sink and the reason are sure where it is complete;
+    its voxels may be fewer in the whole volume, where an object that is not complete here closes around it.
+
+    Raises
+    ------
+    InputError
+        Shapes that do not fit, or a window of 2**31 voxels or more.
+    """
+    check(maps, edge)
+    field = flow_field(maps[:3], maps[3], rules.cellprob_threshold)
+    marked = reached(field, edge, rules.steps) if edge.any() or unknown(field) else None
+    ends = follow(field, edge, rules.steps)
+    del field
+    labels, seeds, areas, complete = sinks(ends, marked)
+    reasons = np.zeros(len(seeds), np.uint8)
+    reasons[areas < rules.min_size] = Reason.TOO_SMALL
+    reasons[areas > rules.max_size] = Reason.TOO_LARGE
+    held = fill_voids(labels, object_boxes(labels, len(seeds)), areas, reasons == 0)
+    settle(held, reasons == 0, complete)
+    return FlowObjects(labels, seeds, complete, reasons)
+
+
+def check(maps: NDArray[np.floating], edge: NDArray[np.int64]) -> None:
+    """Check shapes."""
+    if maps.ndim != 4 or len(maps) != 4 or maps.size == 0:
+        raise InputError(f"maps of shape {maps.shape}: expected (4, z, y, x), three flows and the cell probability")
+    if maps.dtype.kind != "f":
+        raise InputError(f"maps of type {maps.dtype}: expected floating-point numbers")
+    if edge.shape != (3, 2):
+        raise InputError(f"edge of shape {edge.shape}: expected (3, 2), the low and the high side of each axis")
+    if maps[0].size > LARGEST or max(maps.shape[1:]) > LARGEST >> 12:
+        raise InputError(f"a window of shape {maps.shape[1:]}: expected at most {LARGEST:,} voxels; use smaller shards")
