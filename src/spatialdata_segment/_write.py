@@ -65,7 +65,7 @@ class Outcome:
         """Return the final id of each candidate 0..n of a mask, 0 for what is not kept."""
         fate = self.fate(mask)
         finals = np.zeros(n + 1, self.resolution.dtype)
-        finals[fate.ids[fate.is_kept]] = fate.final_id[fate.is_kept]
+        finals[fate.ids] = fate.final_id  # 0 where it is not kept
         return finals
 
     @property
