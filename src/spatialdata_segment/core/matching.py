@@ -467,10 +467,10 @@ def _number(fate: Fate | None, objects: Objects | None) -> Fate | None:
     if kept.all():
         ranks = _ranks(objects.anchor)
         return replace(fate, final_id=fate.ids if np.array_equal(fate.ids, ranks) else ranks)
+    final = np.zeros(len(fate), np.int64)
     if _in_order(objects.anchor):
-        final = np.cumsum(kept)
+        np.cumsum(kept, out=final)
         final *= kept
     else:
-        final = np.zeros(len(fate), np.int64)
         final[kept] = _ranks(objects.anchor[kept])
     return replace(fate, final_id=final)
