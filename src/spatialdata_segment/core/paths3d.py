@@ -7,7 +7,8 @@ volumes half a voxel off at their ends, and less between, so that its paths depe
 interpolated truly, as they may not.
 
 A path that comes into another voxel enters it at one of 64 places, the nearest in it (`ENTER`), at most 1/4 px aside
-along each axis, mostly up to 1/8; within a voxel it moves in 1/4096 px. So few places are what `core.reach3d` can go through.
+along each axis, mostly up to 1/8; within a voxel it moves in 1/4096 px. So few places are what `core.reach3d` can go
+through.
 """
 
 from __future__ import annotations
