@@ -6,8 +6,9 @@ interpolated between the eight voxels around in whole numbers, with weights of 1
 volumes half a voxel off at their ends, and less between, so that its paths depend on the shape of the volume. Ours are
 interpolated truly, as they may not.
 
-A path that comes into another voxel enters it at one of 64 places, the nearest (`ENTER`), at most 1/8 px aside along
-each axis; within a voxel it moves in 1/4096 px. So few places are what `core.reach3d` can go through.
+A path that comes into another voxel enters it at one of 64 places, the nearest in it (`ENTER`), at most 1/4 px aside
+along each axis, mostly up to 1/8; within a voxel it moves in 1/4096 px. So few places are what `core.reach3d` can go
+through.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def _follow_block(
             here = ((z >> BITS) * height + (y >> BITS)) * width + (x >> BITS)
             now = place[i]
             if (a ^ z | b ^ y | c ^ x) >> BITS != 0:
-                a, b, c = min(last_z, entered(a)), min(last_y, entered(b)), min(last_x, entered(c))
+                a, b, c = entered(a), entered(b), entered(c)
                 there = ((a >> BITS) * height + (b >> BITS)) * width + (c >> BITS)
                 now = there << 6 | (a >> ENTER & 3) << 4 | (b >> ENTER & 3) << 2 | c >> ENTER & 3
                 if known[_slot(now)] == now:
@@ -250,5 +251,6 @@ def _slot(place: Any) -> Any:
 
 @kernel
 def entered(at: Any) -> Any:
-    """Where a path enters a voxel: in the middle of a quarter of it."""
-    return at >> ENTER << ENTER | 1 << (ENTER - 1)
+    """Where a path enters a voxel: the nearest of its places, of which the first is the voxel's middle."""
+    part = at & ((1 << BITS) - 1)
+    return at - part + min(3 << ENTER, (part + (1 << (ENTER - 1))) >> ENTER << ENTER)

@@ -73,9 +73,9 @@ def _leave(words: Any, edge: Any, steps: Any, shape: Any, a: Any, b: Any, c: Any
     """Return the voxel into which a path comes from a place of voxel (a, b, c), and where; -1 where it ends."""
     depth, height, width = shape
     last_z, last_y, last_x = (depth - 1) << BITS, (height - 1) << BITS, (width - 1) << BITS
-    z = min(last_z, entered(a << BITS | (place >> 4) << ENTER))
-    y = min(last_y, entered(b << BITS | (place >> 2 & 3) << ENTER))
-    x = min(last_x, entered(c << BITS | (place & 3) << ENTER))
+    z = min(last_z, a << BITS | (place >> 4) << ENTER)
+    y = min(last_y, b << BITS | (place >> 2 & 3) << ENTER)
+    x = min(last_x, c << BITS | (place & 3) << ENTER)
     before_z, before_y, before_x = -1, -1, -1
     for _ in range(steps):
         step_z, step_y, step_x, is_known = step_at(words, height, width, z, y, x, z < last_z, y < last_y, x < last_x)
@@ -92,6 +92,7 @@ def _leave(words: Any, edge: Any, steps: Any, shape: Any, a: Any, b: Any, c: Any
             break  # what is not known begins here
         new_z, new_y, new_x = min(last_z, max(0, new_z)), min(last_y, max(0, new_y)), min(last_x, max(0, new_x))
         if (new_z ^ z | new_y ^ y | new_x ^ x) >> BITS != 0:
+            new_z, new_y, new_x = entered(new_z), entered(new_y), entered(new_x)
             place = (new_z >> ENTER & 3) << 4 | (new_y >> ENTER & 3) << 2 | new_x >> ENTER & 3
             return new_z >> BITS, new_y >> BITS, new_x >> BITS, place
         if (new_z == z and new_y == y and new_x == x) or (
