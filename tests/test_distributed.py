@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
@@ -25,7 +26,6 @@ from spatialdata_segment.testing.dummies import DummyNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -69,6 +69,15 @@ def blobs(image: np.ndarray) -> np.ndarray:
 
 def tissue(side: int = 240) -> sd.SpatialData:
     return Tissue((side, side), seed=2, cell_diameter=20).to_spatialdata(chunks=100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """Let worker processes find this module, by the path that they take over: dask waits for ever where they do not."""
+    root = str(Path(__file__).parents[1])
+    sys.path.insert(0, root)
+    yield
+    sys.path.remove(root)
 
 
 @pytest.fixture(scope="module")
