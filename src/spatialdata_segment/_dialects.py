@@ -10,8 +10,10 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from spatialdata_segment._request import AtLeast
-from spatialdata_segment._yaml import read_yaml
+from spatialdata_segment._yaml import problems, read_yaml
 from spatialdata_segment.config import SizeFilter, Workflow, as_workflow
 from spatialdata_segment.engine.executor import cores
 from spatialdata_segment.engine.scratch import Shared
@@ -123,9 +125,8 @@ def read_configuration(given: str | Path | Mapping[str, Any]) -> Configuration:
     -------
     The workflow, and the options of `segment`. ``threads`` is ``n_jobs``. ``nGPUs`` is ``devices``, at most so many.
     ``overlap_px`` is raised to the method's minimum, with a warning. ``cache`` is a folder that each run has its
-    ``scratch`` in.
-    ``n_postprocess_processes``, ``postprocess_queue_size`` and ``n_merge_tile_processes`` are the parts "decode",
-    "queue" and "write" of ``n_jobs``, at most as many as there are cores (those of the queue as memory holds).
+    ``scratch`` in. ``n_postprocess_processes``, ``postprocess_queue_size`` and ``n_merge_tile_processes`` are the parts
+    "decode", "queue" and "write" of ``n_jobs``, at most as many as there are cores (of the queue as memory holds).
 
     Raises
     ------
@@ -167,31 +168,29 @@ def _chosen(blocks: list[str]) -> str:
 def _scportrait(name: str, block: Any, others: list[str]) -> Configuration:
     """Translate a block of scPortrait's; ``others`` of the same file are of no account."""
     makers = _SCPORTRAIT[name.removeprefix("Sharded")]
-    problems = [f"expected parameters, not {block!r}"] if not isinstance(block, Mapping) else []
+    wrong = [f"expected parameters, not {block!r}"] if not isinstance(block, Mapping) else []
     block = dict(block) if isinstance(block, Mapping) else {}
     parts = {key: block.pop(key, None) or {} for key in makers}
     known = (*makers, *_RULES, *_RUN, *_STORAGE)
-    problems += [f"{key!r} is unknown{_nearest(key, known)}" for key in block if key not in known]
+    wrong += [f"{key!r} is unknown{_nearest(key, known)}" for key in block if key not in known]
     unused = [*others, *(key for key in _STORAGE if key in block)]
     flow: dict[str, Any] = {key: block[key] for key in _RULES if block.get(key) is not None}
     for key, (make, names) in makers.items():
         mask, part = _MASKS[key], parts[key]
         if not isinstance(part, Mapping):
-            problems.append(f"{key}: expected parameters, not {part!r}")
+            wrong.append(f"{key}: expected parameters, not {part!r}")
             continue
-        problems += [
-            f"{key}.{k!r} is unknown{_nearest(k, (*names, *_SIZES))}" for k in part if k not in (*names, *_SIZES)
-        ]
+        wrong += [f"{key}.{k!r} is unknown{_nearest(k, (*names, *_SIZES))}" for k in part if k not in (*names, *_SIZES)]
         try:
             flow[mask] = make(**{k: part[k] for k in names if part.get(k) is not None})
         except ValueError as error:  # also pydantic's
-            problems.append(f"{key}: {_told(error)}")
+            wrong.append(f"{key}: {_told(error)}")
         sizes = {k: part[k] for k in _SIZES if part.get(k) is not None}
         if sizes and flow.get("filter_masks_size"):
             try:
                 flow[f"{mask}_size"] = SizeFilter(**sizes)
             except ValueError as error:
-                problems.append(f"{key}: {_told(error)}")
+                wrong.append(f"{key}: {_told(error)}")
         else:
             unused += [f"{key}.{k}" for k in sizes]
     if block.get("output_masks") == 2 and len(makers) == 1:
@@ -201,19 +200,19 @@ def _scportrait(name: str, block: Any, others: list[str]) -> Configuration:
     for key, least in {"threads": 1, "nGPUs": 0, "shard_size": 1, "overlap_px": 0}.items():
         value = options.get(_RUN[key], least)
         if not (is_whole(value) and value >= least):
-            problems.append(f"{key}: expected a whole number from {least}, not {value!r}")
+            wrong.append(f"{key}: expected a whole number from {least}, not {value!r}")
     if is_whole(options.get("overlap_px")):
         options["overlap_px"] = AtLeast(options["overlap_px"])
     if "scratch" in options:
         options["scratch"] = Shared(options["scratch"])
     workflow = None
-    if not problems:
+    if not wrong:
         try:
             workflow = Workflow(**flow)
         except ValueError as error:
-            problems.append(_told(error))
+            wrong.append(_told(error))
     if workflow is None:
-        raise InputError(f"{name}: {'; '.join(problems)}")
+        raise InputError(f"{name}: {'; '.join(wrong)}")
     if unused:
         warnings.warn(
             f"{name}: not used, for they decide nothing here: {', '.join(unused)}", SegmentationWarning, stacklevel=3
@@ -223,10 +222,6 @@ def _scportrait(name: str, block: Any, others: list[str]) -> Configuration:
 
 def _told(error: ValueError) -> str:
     """Return what a model finds wrong, in one line."""
-    from pydantic import ValidationError
-
-    from spatialdata_segment._yaml import problems
-
     return problems(error) if isinstance(error, ValidationError) else str(error)
 
 

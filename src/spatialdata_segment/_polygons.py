@@ -21,7 +21,7 @@ from dask.delayed import delayed
 from tqdm.auto import tqdm
 
 from spatialdata_segment.core.contours import Outlines, fill, merge, trace
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,8 +67,7 @@ def labels_to_polygons(
     InputError
         If the axes are others, the dtype is not integer, or an id is negative or 2**63 and more.
     """
-    if n_jobs is not None and n_jobs < 1:
-        raise InputError(f"n_jobs={n_jobs}; expected 1 or more threads, or None for dask's own choice.")
+    check_threads(n_jobs)
     planes = _planes(labels)
     starts = [np.cumsum((0, *c[:-1])).tolist() for c in planes.chunks]
     blocks = planes.to_delayed().ravel()
@@ -156,14 +155,20 @@ def _planes(labels: NDArray[np.integer] | da.Array | xr.DataArray) -> da.Array:
     if any(np.isnan(c).any() for c in planes.chunks):
         raise InputError("labels have chunks of unknown size; call .compute_chunk_sizes() on them first.")
     z, y, x = planes.chunks
-    return cast("da.Array", planes.rechunk((z, _grouped(y), _grouped(x))))
+    return cast("da.Array", planes.rechunk((z, grouped(y, _BLOCK), grouped(x, _BLOCK))))
 
 
-def _grouped(chunks: Sequence[int]) -> tuple[int, ...]:
-    """Join neighbouring chunks up to the size to trace; larger ones stay, as they are computed whole."""
+def check_threads(n_jobs: int | None) -> None:
+    """Raise where ``n_jobs`` is neither a number of threads nor None, dask's own choice."""
+    if n_jobs is not None and not (is_whole(n_jobs) and n_jobs >= 1):
+        raise InputError(f"n_jobs={n_jobs!r}; expected 1 or more threads, or None for dask's own choice.")
+
+
+def grouped(chunks: Sequence[int], side: int) -> tuple[int, ...]:
+    """Join neighbouring chunks up to a side; larger ones stay, as they are computed whole."""
     groups: list[int] = []
     for c in chunks:
-        if groups and groups[-1] + c <= _BLOCK:
+        if groups and groups[-1] + c <= side:
             groups[-1] += c
         else:
             groups.append(c)

@@ -23,9 +23,10 @@ import shapely
 from dask.base import compute
 from dask.delayed import delayed
 
+from spatialdata_segment._polygons import check_threads, grouped
 from spatialdata_segment.core.measure import Pairs, combine_pairs, map_labels, pair_counts
 from spatialdata_segment.core.planes import Overlaps, check_threshold, number, overlaps_of_polygons, partners
-from spatialdata_segment.errors import InputError, is_whole
+from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,8 +140,7 @@ def threads(n_jobs: int | None) -> AbstractContextManager[Any]:
     """Let dask run on so many threads; None: as it is configured."""
     if n_jobs is None:
         return nullcontext()
-    if not is_whole(n_jobs) or n_jobs < 1:
-        raise InputError(f"n_jobs={n_jobs!r}; expected 1 or more threads, or None for dask's own choice.")
+    check_threads(n_jobs)
     return dask.config.set(scheduler="threads", num_workers=n_jobs)
 
 
@@ -160,18 +160,7 @@ def _as_stack(labels: da.Array | NDArray[np.integer]) -> da.Array:
         raise InputError("labels have chunks of unknown size; call .compute_chunk_sizes() on them first")
     side = max(1, _BLOCK // isqrt(max(labels.chunks[0])))
     z, y, x = labels.chunks
-    return cast("da.Array", labels.rechunk((z, _grouped(y, side), _grouped(x, side))))
-
-
-def _grouped(chunks: Sequence[int], side: int) -> tuple[int, ...]:
-    """Join neighbouring chunks up to a side; larger ones stay, as they are computed whole."""
-    groups: list[int] = []
-    for c in chunks:
-        if groups and groups[-1] + c <= side:
-            groups[-1] += c
-        else:
-            groups.append(c)
-    return tuple(groups)
+    return cast("da.Array", labels.rechunk((z, grouped(y, side), grouped(x, side))))
 
 
 def _overlaps(stack: da.Array) -> Iterator[Overlaps]:

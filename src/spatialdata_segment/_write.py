@@ -219,11 +219,12 @@ def _write_blocks(
 ) -> list[_Block]:
     targets = {}
     for name, mask in request.written.items():
-        labels, final = masks[mask].labels, finals[mask]
-        path = labels.folder / f"{name}-{uuid4().hex}.final"
+        labels = masks[mask].labels
+        final: NDArray[np.unsignedinteger] | Path = finals[mask]
         if executor.client is not None:  # as long as the objects are many: not with the tasks
-            write_entry(path, {"finals": final})
-        targets[name] = _Target(labels, final if executor.client is None else path, arrays[name])
+            final = labels.folder / f"{name}-{uuid4().hex}.final"
+            write_entry(final, {"finals": finals[mask]})
+        targets[name] = _Target(labels, final, arrays[name])
     spec = _Spec(targets, "cell" if "cell" in targets else "nucleus", request.shapes, chunks, request.info.shape)
     grid = tuple(-(-n // c) for n, c in zip(spec.shape, chunks, strict=True))
     places = list(product(*map(range, grid)))

@@ -295,7 +295,7 @@ def _undisputed(flat: Any, shape: Any, lab: Any, done: Any, queue: Any) -> Any:
 def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any, room: Any) -> Any:
     """Dijkstra over the foreground; a heap of (cost, source, pixel), source -1 being the unseen.
 
-    ``room`` holds an index for each pixel: what memory this takes, an image of any size has in every shard.
+    ``room`` has an integer for each pixel: first the queue of a component, then where its cost stands in ``best``.
     """
     nz, ny, nx = squared.shape
     size = nz * ny * nx
