@@ -29,7 +29,7 @@ CLOSED = np.zeros((2, 2), np.int64)
 
 @pytest.fixture(scope="module")
 def golden():
-    return {name: np.load(HERE / f"{name}.npz") for name in ("maps", "masks", "rest")}
+    return {name: np.load(HERE / f"{name}.npz") for name in ("maps", "volumes", "masks", "rest")}
 
 
 def save(path, nbase, size, diameter, weights):
@@ -60,9 +60,10 @@ def prepared(method, image):
     def estimate(read, values):
         return method.estimate(read, info, values, method.load("cpu"))
 
-    plan = Plan.fewest(info.shape, 10**9, (0, 0))
+    plan = Plan.fewest(info.shape, 10**9, (0,) * info.ndim)
     found = measure_image(source, method.statistics(info), plan, Executor(1), "statistics", diameter=estimate)
-    return method.adapted(info, found), View(Window(whole, whole, whole), info, found, model=method.load("cpu"))
+    view = View(Window(whole, whole, whole), info, found, model=method.load("cpu"), read=lambda box: image[:, *box.slices])
+    return method.adapted(info, found), view
 
 
 def masks_of(found):
@@ -180,3 +181,33 @@ def test_diameter_of_an_image(golden, files, tmp_path):
     method = Cellpose(model_path=files["cells"], size_model_path=tmp_path / "size.npy")
     method, _ = prepared(method, RECIPE["spots"]())
     assert method.diameter == pytest.approx(golden["rest"]["estimate"][0], rel=0.03)
+
+
+@pytest.mark.parametrize("name", RECIPE["VOLUMES"])
+def test_maps_of_volumes(golden, files, name):
+    """Within 1e-4 of their standard deviation: three orientations, resized along all axes, smoothed."""
+    network, shape, given = RECIPE["VOLUMES"][name]
+    method = Cellpose(model_path=files[network], normalize=False, do_3D=True, **{"rescale": 1.0, **given})
+    image = RECIPE["noise"](7, shape)
+    method, view = prepared(method, image)
+    maps = method.predict(image[:, :0], view)
+    expected, full, std = (golden["volumes"][f"{name}/{what}"] for what in ("maps", "shape", "std"))
+    assert maps.shape == tuple(full)
+    found = maps[np.ix_(range(4), *(RECIPE["sampled"](n, 9) for n in full[1:]))]
+    difference = np.abs(found - expected).max(axis=(1, 2, 3))
+    assert (difference < 1e-4 * std).all(), difference / std
+    assert (np.abs(method.stored(maps) - maps).std(axis=(1, 2, 3)) < 1e-3 * std).all()
+
+
+@pytest.mark.parametrize("name", RECIPE["WHOLE_VOLUMES"])
+def test_masks_of_a_volume(golden, files, name):
+    """The whole way; there paths are sampled up to half a voxel off, so that their ends part elsewhere."""
+    given = RECIPE["WHOLE_VOLUMES"][name]
+    image = RECIPE["balls"](2 if "anisotropy" in given else 1)
+    method, view = prepared(Cellpose(model_path=files["cells"], do_3D=True, **given), image)
+    found = method.decode(method.stored(method.predict(image[:, :0], view)), view)
+    expected = golden["volumes"][f"whole/{name}"]
+    scores = match_scores(expected, masks_of(found), [0.75, 0.9])
+    assert scores.ap[0] >= 0.99
+    assert scores.ap[1] >= 0.9
+    assert counted(expected) > 50

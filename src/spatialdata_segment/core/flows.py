@@ -82,7 +82,7 @@ def decode_flows(
     maps: NDArray[np.floating],
     edge: NDArray[np.int64],
     rules: FlowRules,
-    pick: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    pick: tuple[NDArray[np.int64], ...] | None = None,
     follow: Follow = follow,
 ) -> FlowObjects:
     """Make objects of the maps of a window.

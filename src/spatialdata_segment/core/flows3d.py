@@ -35,7 +35,12 @@ BYTES = 17
 """A voxel, besides the maps: the most that decoding takes at a time."""
 
 
-def decode_flows_3d(maps: NDArray[np.floating], edge: NDArray[np.int64], rules: FlowRules) -> FlowObjects:
+def decode_flows_3d(
+    maps: NDArray[np.floating],
+    edge: NDArray[np.int64],
+    rules: FlowRules,
+    pick: tuple[NDArray[np.int64], ...] | None = None,
+) -> FlowObjects:
     """Make objects of the maps of a window of a volume.
 
     Parameters
@@ -47,6 +52,9 @@ def decode_flows_3d(maps: NDArray[np.floating], edge: NDArray[np.int64], rules: 
         ``(3, 2)``: for each axis, whether its low and its high side are open (1) or the volume's end (0).
     rules
         What decides; sizes count voxels, ``flow_threshold`` does not act.
+    pick
+        Planes, rows and columns of the maps whose labels are taken, where labels have another grid than the maps: it is
+        on theirs that voids are filled, and that ``min_size`` counts. Sinks stay on that of the maps.
 
     Returns
     -------
@@ -65,8 +73,11 @@ def decode_flows_3d(maps: NDArray[np.floating], edge: NDArray[np.int64], rules: 
     del field
     labels, seeds, areas, complete = sinks(ends, marked)
     reasons = np.zeros(len(seeds), np.uint8)
-    reasons[areas < rules.min_size] = Reason.TOO_SMALL
     reasons[areas > rules.max_size] = Reason.TOO_LARGE
+    if pick is not None:
+        labels = labels[np.ix_(*pick)]
+        areas = np.bincount(np.maximum(labels, 0).reshape(-1), minlength=len(seeds) + 1)[1:]
+    reasons[(reasons == 0) & (areas < rules.min_size)] = Reason.TOO_SMALL
     held = fill_voids(labels, object_boxes(labels, len(seeds)), areas, reasons == 0)
     settle(held, reasons == 0, complete)
     return FlowObjects(labels, seeds, complete, reasons)

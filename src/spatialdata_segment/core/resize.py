@@ -66,6 +66,30 @@ def resize(image: NDArray[np.float32], origin: tuple[int, ...], rows: Taps, colu
     return out
 
 
+def resize_volume(
+    volume: NDArray[np.float32], origin: tuple[int, ...], planes: Taps, rows: Taps, columns: Taps
+) -> NDArray[np.float32]:
+    """Interpolate along y and x, then along z.
+
+    Parameters
+    ----------
+    volume
+        ``(c, z, y, x)``: a part of the old volume.
+    origin
+        ``(z, y, x)`` of its first voxel in the whole.
+    planes, rows, columns
+        What to make, in indices of the whole.
+    """
+    n, depth = volume.shape[:2]
+    flat = resize(volume.reshape(n * depth, *volume.shape[2:]), origin[1:], rows, columns)
+    flat = flat.reshape(n, depth, *flat.shape[1:])
+    out = np.empty((n, len(planes.first), *flat.shape[2:]), np.float32)
+    for at, (first, second, weight) in enumerate(zip(planes.first, planes.second, planes.weight, strict=True)):
+        np.multiply(flat[:, first - origin[0]], np.float32(1) - weight, out=out[:, at])
+        out[:, at] += flat[:, second - origin[0]] * weight
+    return out
+
+
 @kernel
 def _interpolate(image: Any, above: Any, below: Any, down: Any, left: Any, right: Any, across: Any, out: Any) -> None:
     one = np.float32(1)

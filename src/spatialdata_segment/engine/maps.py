@@ -20,7 +20,7 @@ from zarr.core.array_spec import ArrayConfig
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan, Window
 from spatialdata_segment.engine.entries import scratch_error
-from spatialdata_segment.engine.shard import Failure, Job, dense_maps, read_pixels, shard_error
+from spatialdata_segment.engine.shard import Failure, Job, checksum, dense_maps, read_pixels, shard_error
 from spatialdata_segment.errors import ScratchError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ CHUNK = {2: 512, 3: 64}
 """Pixels along every axis of a chunk on disk, at most."""
 
 
-_FAR = 4
+FAR = 4
 """Halos around the shards of a region in which maps are predicted: objects at its edge look again, farther away."""
 
 
@@ -151,11 +151,18 @@ def aligned(shape: tuple[int, ...], shard_size: int) -> tuple[Plan, tuple[int, .
 
 
 def predict_maps(
-    job: Job, folder: Path, shards: Sequence[int] | None, shard_size: int, executor: Executor, stage: str
+    job: Job,
+    folder: Path,
+    shards: Sequence[int] | None,
+    shard_size: int,
+    executor: Executor,
+    stage: str,
+    far: int = FAR,
 ) -> Maps:
     """Write the maps that the windows of some shards need (None: all of the image), as far as they are not there.
 
-    What an earlier call wrote is read once, and written again where it is damaged.
+    The windows are taken with ``far`` halos. What an earlier call wrote is read once, and written again where it is
+    damaged.
 
     Raises
     ------
@@ -171,7 +178,7 @@ def predict_maps(
         _create(group, n_maps, np.dtype(dtype), blocks, chunks)
     token = str(group.attrs["token"])
     maps = Maps(folder, blocks, token)
-    wanted = _wanted(job, blocks, shards)
+    wanted = _wanted(job, blocks, shards, far)
     written = np.flatnonzero(block_sums(group)).tolist()
     pending = wanted
     if "maps" not in group:  # a method that has none
@@ -190,11 +197,11 @@ def predict_maps(
     return replace(maps, lacking=frozenset(range(len(blocks))).difference(written, wanted))
 
 
-def _wanted(job: Job, blocks: Plan, shards: Iterable[int] | None) -> list[int]:
+def _wanted(job: Job, blocks: Plan, shards: Iterable[int] | None, far: int) -> list[int]:
     if shards is None:
         return list(range(len(blocks)))
-    far = tuple(_FAR * h for h in job.plan.halo)
-    boxes = (job.method.maps_box(job.image, job.plan.window(i, far).box) for i in shards)
+    halo = tuple(far * h for h in job.plan.halo)
+    boxes = (job.method.maps_box(job.image, job.plan.window(i, halo).box) for i in shards)
     return sorted({k for box in boxes for k in blocks.touched(box)})
 
 
@@ -247,7 +254,7 @@ def _write_block(job: Job, maps: Maps, index: int) -> int | Failure:
         done, at = _array(group, "done"), maps.at(index)
         pixels = read_pixels(job, window)
         crc = 1 + zlib.crc32(
-            repr(sorted((s.label, v) for s, v in job.statistics.items())).encode(), zlib.crc32(pixels.data)
+            repr(sorted((s.label, v) for s, v in job.statistics.items())).encode(), checksum(job, window, pixels)
         )
         before = _sum(done, at)
         if before == crc and _is_sound(maps, index):

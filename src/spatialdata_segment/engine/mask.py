@@ -17,7 +17,7 @@ from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.suppress import greedy
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
 from spatialdata_segment.engine.executor import shared
-from spatialdata_segment.engine.maps import predict_maps
+from spatialdata_segment.engine.maps import FAR, predict_maps
 from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.shard import Failure, Job, Report, report_of, run_proposal, run_shard, shard_error
 from spatialdata_segment.engine.stitch import (
@@ -98,6 +98,10 @@ def run_mask(
     are left out, where nobody asks for them.
     """
     job = replace(job, folder=folder / "shards")
+    if job.maps is None and (job.method.maps_first or job.method.proposes):
+        size = int(np.prod([max(c) for c in job.plan.chunks]))
+        far = FAR if job.method.proposes else 1  # others look farther in pixels
+        job = replace(job, maps=predict_maps(job, folder / "maps", needed, size, executor, stage, far))
     if job.method.proposes:
         job = _proposed(job, folder, needed, executor, stage)
     reports = run_shards(job, needed, executor, f"{stage} shards")
@@ -252,7 +256,7 @@ def overlapped(job: Job) -> da.Array:
     depth = {0: 0}
     read = zip(plan.halo, job.method.reach(job.image), plan.chunks, strict=True)
     for axis, (halo, reach, sizes) in enumerate(read, 1):
-        depth[axis] = min(halo + reach, min(sizes)) if len(sizes) > 1 else 0
+        depth[axis] = min(halo + reach, min(sizes)) if len(sizes) > 1 and not job.method.reads_parts else 0
     shards: da.Array = da.map_overlap(
         _at_block,
         image,
@@ -282,9 +286,6 @@ def _crc(path: Path) -> bytes:
 
 def _proposed(job: Job, folder: Path, needed: Sequence[int], executor: Executor, stage: str) -> Job:
     """Gather the candidates of all shards from their maps, and resolve them for the whole image."""
-    if job.maps is None:
-        size = int(np.prod([max(c) for c in job.plan.chunks]))
-        job = replace(job, maps=predict_maps(job, folder / "maps", needed, size, executor, stage))
     proposals = replace(job, folder=folder / "proposals")
     run_shards(proposals, needed, executor, f"{stage} proposals", run_proposal)
     entries = [Entry(proposals.path(i)) for i in needed]

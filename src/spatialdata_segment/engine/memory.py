@@ -33,6 +33,8 @@ def shard_bytes(plan: Plan, method: Method, info: ImageInfo, *, from_maps: bool 
     working = int(window * method.bytes_per_pixel)
     if from_maps:
         return working
+    if method.reads_parts:
+        return working + method.fixed_bytes
     read = _pixels(plan, method.reach(info))
     return int(read * 2 * info.n_channels * info.dtype.itemsize) + working + method.fixed_bytes
 

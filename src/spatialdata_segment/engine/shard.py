@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from spatialdata_segment.methods.base import Decoded, ImageInfo, Method
 
 logger = logging.getLogger(__name__)
+
+_SLAB_BYTES = 64e6
+"""Of pixels that are read at once for a checksum, about."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
         return replace(report_of(index, entry), computed=True)  # by a worker that died before it could tell
     try:
         pixels = None if job.maps is not None else read_pixels(job, window, block)
-        crc = _input(job, index, pixels)
+        crc = _input(job, window, pixels)
         if job.verify and (report := _finished(job, index, crc)) is not None:
             return report
         result, rounds = _segment(job, index, window, pixels)
@@ -169,19 +172,21 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
     return Report(index, result.window.box, len(result.objects), rounds=rounds)
 
 
-def _input(job: Job, index: int, pixels: NDArray[Any] | None) -> int:
+def _input(job: Job, window: Window, pixels: NDArray[Any] | None) -> int:
     """Return a checksum of what a shard starts from: pixels or maps; statistics and seeds follow from files."""
     if pixels is None:
         if not job.verify:
             return 0
         assert job.maps is not None
-        pixels = np.ascontiguousarray(job.maps.read(job.method.maps_box(job.image, job.plan.window(index).box)))
-    crc = zlib.crc32(pixels.data)
+        pixels = np.ascontiguousarray(job.maps.read(job.method.maps_box(job.image, window.box)))
+        crc = zlib.crc32(pixels.data)
+    else:
+        crc = checksum(job, window, pixels)
     if not job.verify:
         return crc
     crc = zlib.crc32(repr(sorted((s.label, v) for s, v in job.statistics.items())).encode(), crc)
     if job.seeds is not None:
-        seeds = job.seeds(job.plan.window(index).box)
+        seeds = job.seeds(window.box)
         for part in (seeds.labels, seeds.anchors):
             crc = crc if part is None else zlib.crc32(np.ascontiguousarray(part).data, crc)
     return crc
@@ -201,10 +206,40 @@ def report_of(index: int, entry: Entry) -> Report:
 
 
 def read_pixels(job: Job, window: Window, block: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Return what `predict` reads for a window: the block where it suffices, else read from the source."""
+    """Return what `predict` is given of a window: the block where it suffices, else read from the source."""
+    if job.method.reads_parts:
+        return np.zeros((job.image.n_channels, *(0 for _ in window.box.shape)), job.image.dtype)
     box = window.box.grow(job.method.reach(job.image), window.image)
     if block is None or block.shape[1:] != box.shape:
-        block = _read(job, box)
+        return read_box(job, box)
+    return _checked(block, box)
+
+
+def read_box(job: Job, box: Box) -> NDArray[Any]:
+    """Return the method's channels of any box, read-only.
+
+    Raises
+    ------
+    InputError
+        If a pixel is NaN or infinite.
+    """
+    return _checked(_read(job, box), box)
+
+
+def checksum(job: Job, window: Window, pixels: NDArray[Any]) -> int:
+    """Return the checksum of what `read_pixels` returned, or of all that `predict` may read for itself."""
+    if not (job.method.reads_parts and job.verify):
+        return zlib.crc32(pixels.data)
+    crc, box = 0, window.box.grow(job.method.reach(job.image), window.image)
+    thick = max(1, int(_SLAB_BYTES / (box.size / box.shape[0] * job.image.n_channels * job.image.dtype.itemsize)))
+    for first in range(box.start[0], box.stop[0], thick):
+        slab = Box((first, *box.start[1:]), (min(first + thick, box.stop[0]), *box.stop[1:]))
+        crc = zlib.crc32(np.ascontiguousarray(_read(job, slab)).data, crc)
+    return crc
+
+
+def _checked(block: NDArray[Any], box: Box) -> NDArray[Any]:
+    """Return a block of pixels, locked; raise where one is not finite."""
     block = np.ascontiguousarray(block)
     if block.dtype.kind == "f" and not np.isfinite(block).all():
         at = np.argwhere(~np.isfinite(block))[0]
@@ -268,7 +303,8 @@ def _maps(job: Job, view: View, pixels: NDArray[Any] | None) -> NDArray[Any]:
 
 def dense_maps(job: Job, window: Window, pixels: NDArray[Any] | None = None) -> NDArray[Any]:
     """Predict the maps of a window, of pixels that were read or are read now, in their stored precision."""
-    method, view = job.method, View(window, job.image, job.statistics, run=job.run)
+    method = job.method
+    view = View(window, job.image, job.statistics, run=job.run, read=partial(read_box, job))
     image = read_pixels(job, window) if pixels is None else pixels
     if method.uses_device:
         with borrowed(job.devices) as device:
@@ -287,7 +323,7 @@ def run_proposal(job: Job, index: int) -> Report | Failure:
     """List the candidates anchored in a core, and the pairs they are in, from maps that are there."""
     window = job.plan.window(index)
     try:
-        crc = _input(job, index, None)
+        crc = _input(job, window, None)
         if (report := _finished(job, index, crc)) is not None:
             return report
         view = View(window, job.image, job.statistics, run=job.run)

@@ -142,6 +142,9 @@ class View:
         other windows of this process. Empty: it may not.
     device
         For `Method.decode`, where `Method.decodes_on_device` is set.
+    read
+        For `Method.predict`, where `Method.reads_parts` is set: returns the method's channels ``(c, [z], y, x)`` of any
+        box of the image.
     """
 
     window: Window
@@ -151,6 +154,7 @@ class View:
     model: object = None
     run: str = ""
     device: str = "cpu"
+    read: Callable[[Box], NDArray[Any]] | None = None
 
 
 class Method(BaseModel):
@@ -182,6 +186,11 @@ class Method(BaseModel):
         and decoded later, in other windows. False for maps that number objects.
     decode_parameters
         Names of the parameters that `predict` does not read: maps that are kept serve for any value of them.
+    reads_parts
+        `predict` reads for itself, with ``view.read``, what it needs one after the other: the pixels of all that it
+        reads at once would not fit (planes along all axes of a volume). ``image`` is then empty.
+    maps_first
+        The maps of all of the image come before any window is decoded: halos are predicted once.
     uses_device
         `predict` runs on one of the devices of the run, which several threads may use at once.
     bytes_per_pixel
@@ -201,6 +210,8 @@ class Method(BaseModel):
     map_dtype: ClassVar[str | None] = "float32"
     maps_are_local: ClassVar[bool] = True
     decode_parameters: ClassVar[frozenset[str]] = frozenset()
+    reads_parts: ClassVar[bool] = False
+    maps_first: ClassVar[bool] = False
     uses_device: ClassVar[bool] = False
     bytes_per_pixel: ClassVar[float] = 64.0
     seconds_per_megapixel: ClassVar[float] = 0.2
@@ -265,7 +276,7 @@ class Method(BaseModel):
         raise NotImplementedError
 
     def reach(self, image: ImageInfo) -> tuple[int, ...]:
-        """Pixels, per axis, beyond the window that `predict` is given besides (the tiles of a network)."""
+        """Pixels, per axis, beyond the window that `predict` is given besides, or reads (the tiles of a network)."""
         return (0,) * image.ndim
 
     def halo(self, image: ImageInfo) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
     python tests/parity/cellpose3/make_golden.py
 
-writes ``maps.npz``, ``masks.npz`` and ``rest.npz`` beside this file. What goes in is not stored: it is made here, of
+writes ``maps.npz``, ``volumes.npz``, ``masks.npz`` and ``rest.npz`` beside this file. What goes in is not stored: it is made here, of
 whole numbers and of operations that are exact, by numpy alone; the tests make it again with the same functions.
 """
 
@@ -37,6 +37,16 @@ MAPS = {
     "other tiles": ("shallow", (240, 333), {"bsize": 128, "tile_overlap": 0.3}),
 }  # fmt: skip
 """Network, shape of the image, and what `CellposeModel._run_net` is told."""
+VOLUMES = {
+    "plain": ("shallow", (9, 40, 50), {}),
+    "tiles": ("deep", (6, 30, 250), {}),
+    "anisotropic": ("shallow", (9, 40, 50), {"anisotropy": 2.5}),
+    "shrunk, anisotropic": ("deep", (10, 60, 70), {"rescale": 0.7, "anisotropy": 1.6}),
+    "shrunk, not resampled": ("shallow", (10, 60, 70), {"rescale": 0.7, "anisotropy": 1.6, "resample": False}),
+    "enlarged": ("shallow", (7, 31, 35), {"rescale": 1.3}),
+    "smoothed": ("shallow", (9, 40, 50), {"flow3D_smooth": 1.5}),
+}
+"""As `MAPS`, with ``do_3D=True``; the smoothing is that of `CellposeModel.eval`."""
 MASKS = {
     "usual": {},
     "no threshold": {"flow_threshold": None},
@@ -54,12 +64,17 @@ WHOLE = {
     "inverted": {"diameter": 17.0, "invert": True},
 }
 """What `CellposeModel.eval` is told, with the network that finds bright spots."""
+WHOLE_VOLUMES = {
+    "plain": {"diameter": 17.0},
+    "anisotropic": {"diameter": 17.0, "anisotropy": 2.0},
+    "shrunk, not resampled": {"diameter": 21.0, "resample": False},
+}
 PERCENTILES = {"usual": {}, "others": {"percentile": (3.0, 99.8)}, "inverted": {"invert": True},
                "given": {"lowhigh": [[10, 900], [5, 300]]}}  # fmt: skip
 
 
 def noise(seed, shape):
-    """Return the two channels that random networks see, ``(2, y, x)``."""
+    """Return the two channels that random networks see, ``(2, [z], y, x)``."""
     return np.random.default_rng(seed).random((2, *shape), dtype=np.float32)
 
 
@@ -123,6 +138,19 @@ def spots(seed=0):
     return picture.astype(np.uint16)[None]
 
 
+def balls(step=1, seed=0):
+    """Return a volume ``(1, z, y, x)`` uint16 of bright balls, every ``step``-th plane of it."""
+    rng = np.random.default_rng(seed)
+    shape = 48, 80, 90
+    picture = 300 + rng.integers(0, 120, shape)
+    at = [np.arange(n) for n in shape]
+    for corner in np.ndindex(3, 5, 6):
+        z, y, x = 16 * np.array(corner) + rng.integers(5, 12, 3)
+        inside = ((at[0] - z) ** 2)[:, None, None] + ((at[1] - y) ** 2)[:, None] + (at[2] - x) ** 2
+        picture[inside <= rng.integers(16, 40)] += rng.integers(600, 1400)
+    return picture[::step].astype(np.uint16)[None]
+
+
 def stains():
     """Return a small skewed image ``(2, y, x)`` uint16."""
     rng = np.random.default_rng(5)
@@ -153,6 +181,7 @@ def _model(net, n_style):
     models.run_net = core.run_net
     model = models.CellposeModel.__new__(models.CellposeModel)
     model.net, model.device, model.nchan, model.pretrained_model = net.eval(), torch.device("cpu"), 2, ""
+    model.net_ortho = None
     model.diam_mean = model.diam_labels = float(net.diam_mean)
     return model
 
@@ -184,6 +213,49 @@ def _make_maps():
         found[f"{name}/std"] = maps.std(axis=(1, 2))
         found[f"{name}/style"] = np.float32(style)
     np.savez_compressed(HERE / "maps.npz", **found)
+
+
+def _make_volumes():
+    from cellpose.resnet_torch import CPnet
+    from scipy.ndimage import gaussian_filter
+
+    found = {}
+    for name, (network, shape, given) in VOLUMES.items():
+        nbase, seed = NETWORKS[network]
+        net = CPnet(list(nbase), 3, 3, diam_mean=30.0)
+        net = _filled(net, lambda state, seed=seed: random_weights({n: v.shape for n, v in state.items()}, seed))
+        model = _model(net, nbase[-1])
+        told = {"rescale": 1.0, "batch_size": 1, **given}
+        sigma = told.pop("flow3D_smooth", 0)
+        flows, logit, _ = model._run_net(noise(7, shape).transpose(1, 2, 3, 0), do_3D=True, **told)
+        if sigma:
+            flows = gaussian_filter(flows, (0, sigma, sigma, sigma))
+        maps = np.concatenate([flows, logit[None]])
+        found[f"{name}/maps"] = maps[np.ix_(range(4), *(sampled(n, 9) for n in maps.shape[1:]))]
+        found[f"{name}/shape"] = np.array(maps.shape)
+        found[f"{name}/std"] = maps.std(axis=(1, 2, 3))
+    np.savez_compressed(HERE / "volumes.npz", **found, **_masks_of_volumes())
+
+
+def _masks_of_volumes():
+    """Return masks; paths are sampled truly, as Cellpose does in planes.
+
+    It takes positions that count from the middles of the outermost voxels for such that count from their sides.
+    """
+    from cellpose import dynamics
+    from cellpose.resnet_torch import CPnet
+
+    code = inspect.getsource(dynamics.steps_interp).replace("align_corners=False", "align_corners=True")
+    exec(compile(code, dynamics.__file__, "exec"), dynamics.__dict__)
+    found = {}
+    net = CPnet(list(CELL_NBASE), 3, CELL_SIZE, diam_mean=17.0)
+    model = _model(_filled(net, lambda s: cell_weights({n: v.shape for n, v in s.items()})), CELL_NBASE[-1])
+    for name, given in WHOLE_VOLUMES.items():
+        picture = balls(2 if "anisotropy" in given else 1)[0]
+        image = np.stack([picture, 0 * picture], axis=-1)
+        masks, *_ = model.eval(image, channels=None, channel_axis=-1, z_axis=0, do_3D=True, **given)
+        found[f"whole/{name}"] = masks.astype(np.uint8)
+    return found
 
 
 def _make_masks():
@@ -242,6 +314,7 @@ def _make_rest(model):
 
 if __name__ == "__main__":
     _make_maps()
+    _make_volumes()
     _make_rest(_make_masks())
     for path in sorted(HERE.glob("*.npz")):
         print(path.name, path.stat().st_size)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -19,26 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resized:
-    """Two grids: that of an image, and that of a network.
+    """Two grids: that of an image or a volume, and that of a network.
 
     Attributes
     ----------
     image
-        ``(y, x)``.
-    factor
-        By which the image is resized.
+        ``([z], y, x)``.
+    seen
+        Shape of what the network sees.
     """
 
-    image: tuple[int, int]
-    factor: float
+    image: tuple[int, ...]
+    seen: tuple[int, ...]
 
-    @cached_property
-    def seen(self) -> tuple[int, int]:
-        """Shape of what the network sees."""
-        if self.factor == 1.0:
-            return self.image
-        y, x = (max(1, int(n * self.factor)) for n in self.image)
-        return y, x
+    @classmethod
+    def by(cls, image: tuple[int, ...], factor: float, anisotropy: float = 1.0) -> Self:
+        """Resize an image by a factor, of which planes are ``anisotropy`` times as far apart as pixels."""
+        along = (anisotropy, 1.0, 1.0)[-len(image) :]
+        return cls(image, tuple(max(1, int(n * a * factor)) for n, a in zip(image, along, strict=True)))
 
     @property
     def is_same(self) -> bool:
@@ -64,31 +61,28 @@ class Resized:
             sides.append((start, min(n, max(start, int(np.searchsorted(taken, b - 1))) + 1)))
         return _box(sides)
 
-    def pick(self, window: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the row and the column to the network that those of a window take without interpolation."""
+    def pick(self, window: Box) -> tuple[NDArray[np.int64], ...]:
+        """Return, for each axis, the pixels to the network that those of a window take without interpolation."""
         sides = zip(self.image, self.seen, window.start, window.stop, strict=True)
-        rows, columns = (nearest(m, n, a, b) for n, m, a, b in sides)
-        return rows, columns
+        return tuple(nearest(m, n, a, b) for n, m, a, b in sides)
 
     def source(self, box: Box) -> Box:
         """Return the pixels of the image of which a box to the network is interpolated."""
         sides = zip(self.image, self.seen, box.start, box.stop, strict=True)
         return _box([(a, b) if n == m else source_range(n, m, a, b, rounded=True) for n, m, a, b in sides])
 
-    def to_network(self, box: Box) -> tuple[Taps, Taps]:
-        """Return what a box to the network is made of."""
+    def to_network(self, box: Box) -> tuple[Taps, ...]:
+        """Return what a box to the network is made of, axis by axis."""
         sides = zip(self.image, self.seen, box.start, box.stop, strict=True)
-        rows, columns = (taps(n, m, a, b, rounded=True) for n, m, a, b in sides)
-        return rows, columns
+        return tuple(taps(n, m, a, b, rounded=True) for n, m, a, b in sides)
 
-    def to_image(self, window: Box) -> tuple[Taps, Taps]:
-        """Return what a window of the image is made of."""
+    def to_image(self, window: Box) -> tuple[Taps, ...]:
+        """Return what a window of the image is made of, axis by axis."""
         sides = zip(self.image, self.seen, window.start, window.stop, strict=True)
-        rows, columns = (taps(m, n, a, b) for n, m, a, b in sides)
-        return rows, columns
+        return tuple(taps(m, n, a, b) for n, m, a, b in sides)
 
     def placed(self, points: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the pixels of the image in whose place pixels ``(n, 2)`` to the network lie."""
+        """Return the pixels of the image in whose place pixels ``(n, ndim)`` to the network lie."""
         scale = np.array(self.image) / np.array(self.seen)
         placed: NDArray[np.int64] = np.floor((points + 0.5) * scale).astype(np.int64)
         inside: NDArray[np.int64] = np.minimum(placed, np.array(self.image) - 1)

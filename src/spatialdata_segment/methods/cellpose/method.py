@@ -9,15 +9,17 @@ from hashlib import sha256
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.flows import CONTEXT, FlowRules, decode_flows
+from spatialdata_segment.core.flows3d import CONTEXT as CONTEXT_3D
+from spatialdata_segment.core.flows3d import decode_flows_3d
 from spatialdata_segment.core.paths import follow
-from spatialdata_segment.core.resize import resize
+from spatialdata_segment.core.resize import resize, resize_volume
 from spatialdata_segment.core.shards import pick
 from spatialdata_segment.core.statistics import Statistic
 from spatialdata_segment.core.tiles import Tiling
@@ -27,6 +29,7 @@ from spatialdata_segment.methods.cellpose import models
 from spatialdata_segment.methods.cellpose.diameter import estimate_diameter
 from spatialdata_segment.methods.cellpose.grid import Resized, tiled
 from spatialdata_segment.methods.cellpose.normalization import Normalization
+from spatialdata_segment.methods.cellpose.volume import SLAB_BYTES, smoothing_radius, volume_maps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,6 +53,8 @@ _LARGEST = 20
 """Factor by which an image is enlarged at most."""
 _MOST_LEVELS = 6
 _TURING = ("pipeline", "postprocess")
+
+Voxels = Annotated[float, Field(ge=0)]
 
 
 class Cellpose(Method):
@@ -105,23 +110,31 @@ class Cellpose(Method):
     precision
         Of the network. None: on CUDA "float16", of Cellpose 4 "bfloat16", else "float32".
     follow_on
-        Where paths are followed: "cpu", or "device", where the network runs too. The result is the same.
+        Where paths are followed: "cpu", or "device", where the network runs too. The result is the same. In 2D.
+    do_3D
+        Volumes: the network runs on the planes XY, ZX and ZY, and paths lead along z as well. Then ``min_size`` counts
+        voxels, and ``flow_threshold`` does not act.
+    anisotropy
+        Of volumes: distance of two planes over that of two pixels, such as 2.0; by it (and the diameter) they are
+        resized for the network. None: that of the pixel size, where it is known, else 1.
+    flow3D_smooth
+        Of volumes: voxels, of the Gaussian by which flows are smoothed: a number, or one each for z, y and x.
 
     Notes
     -----
     On the CPU a window runs on one thread, and several windows run side by side.
+
+    Of a volume the maps of all voxels come first, 8 bytes each in the scratch, then the labels.
     """
 
     model_config = ConfigDict(protected_namespaces=())
 
     name: ClassVar[str] = "cellpose"
-    ndims: ClassVar[frozenset[int]] = frozenset({2})
     map_dtype: ClassVar[str | None] = "float16"
     decode_parameters: ClassVar[frozenset[str]] = frozenset(
         {"flow_threshold", "cellprob_threshold", "min_size", "max_size_fraction", "niter", "follow_on"}
     )
     uses_device: ClassVar[bool] = True
-    seconds_per_megapixel: ClassVar[float] = 3.0
 
     model: str | None = None
     model_path: Path | None = None
@@ -142,6 +155,9 @@ class Cellpose(Method):
     batch_size: int | None = Field(default=None, ge=1)
     precision: Literal["float32", "float16", "bfloat16"] | None = None
     follow_on: Literal["cpu", "device"] = "cpu"
+    do_3D: bool = False
+    anisotropy: float | None = Field(default=None, gt=0)
+    flow3D_smooth: Voxels | tuple[Voxels, Voxels, Voxels] = 0.0
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         super().__init__(**{"model": model}, **settings)
@@ -178,9 +194,21 @@ class Cellpose(Method):
             )
         if self.invert and self.normalize is False:
             raise ValueError("invert=True needs normalize, so that 1 is bright")
+        self._check_volume()
         if self.tile_size is not None and self.tile_size % 16:
             raise ValueError(f"tile_size={self.tile_size} is no multiple of 16: {self.tile_size // 16 * 16} is")
         return self
+
+    def _check_volume(self) -> None:
+        if self.do_3D:
+            if self.follow_on == "device":
+                raise ValueError("follow_on='device' is for planes: with do_3D=True leave it out")
+            if isinstance(self.normalize, Normalization) and self.normalize.tile_norm_blocksize:
+                raise ValueError("tile_norm_blocksize is for planes: with do_3D=True leave it out")
+            return
+        for name in ("anisotropy", "flow3D_smooth"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={getattr(self, name)} has no effect without do_3D=True: leave one out")
 
     @classmethod
     def from_turing(cls, config: Mapping[str, Mapping[str, Any]], model: str | None = "cyto3", **settings: Any) -> Self:
@@ -237,6 +265,21 @@ class Cellpose(Method):
         if built_in is not None:
             return built_in.diam_mean
         return self._description().diam_mean
+
+    @property
+    def ndims(self) -> frozenset[int]:  # type: ignore[override]
+        """Volumes with ``do_3D``, else images."""
+        return frozenset({3 if self.do_3D else 2})
+
+    @property
+    def reads_parts(self) -> bool:  # type: ignore[override]
+        """Whether the network runs on planes along all axes, of which tiles reach far."""
+        return self.do_3D
+
+    @property
+    def maps_first(self) -> bool:  # type: ignore[override]
+        """Whether the maps of all windows come before any is decoded."""
+        return self.do_3D
 
     def roles(self, mask: str) -> tuple[int, ...]:
         """Return the nuclear stain alone for nuclei, else the membrane and the nuclear stain."""
@@ -295,6 +338,9 @@ class Cellpose(Method):
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
         """Fill in the diameter, the factor of resizing and the side of the tiles."""
         known: dict[str, float] = {"tile_size": self._side}
+        if self.do_3D and self.anisotropy is None:
+            size = image.pixel_size
+            known["anisotropy"] = 1.0 if size is None else size[0] / (size[1] * size[2]) ** 0.5
         if self.rescale is not None and self.diameter is None:
             known["diameter"] = self.diam_mean / self.rescale
         elif self.rescale is None:
@@ -309,17 +355,25 @@ class Cellpose(Method):
         return 1.0 if self.diameter is None else self.diam_mean / self.diameter
 
     def _grid(self, shape: tuple[int, ...]) -> Resized:
-        return Resized((shape[0], shape[1]), self._factor)
+        return Resized.by(shape, self._factor, self.anisotropy or 1.0)
 
     @property
     def bytes_per_pixel(self) -> float:  # type: ignore[override]
         """Memory of a window pixel: what is decoded, and what the network sees of it."""
+        if self.do_3D:
+            return 45.0 + 20.0 * self._factor**3 * (self.anisotropy or 1.0)
         return 60.0 + 40.0 * self._factor**2
 
     @property
     def fixed_bytes(self) -> int:
-        """Memory of the network at work."""
-        return _BYTES[self._description().generation] * (self.batch_size or 1)
+        """Memory of the network at work, and of the planes that it looks at."""
+        slab = 2 * int(SLAB_BYTES) if self.do_3D else 0
+        return slab + _BYTES[self._description().generation] * (self.batch_size or 1)
+
+    @property
+    def seconds_per_megapixel(self) -> float:  # type: ignore[override]
+        """Time of the network, which sees each voxel in three planes."""
+        return 9.0 if self.do_3D else 3.0
 
     @property
     def _side(self) -> int:
@@ -327,20 +381,26 @@ class Cellpose(Method):
 
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Return what must be known around a path's end."""
-        grid = self._grid(image.shape)
-        ratio = 1.0 if self.resample else max(n / m for n, m in zip(grid.image, grid.seen, strict=True))
-        return (ceil(CONTEXT * ratio) + (0 if self.resample else 2),) * 2
+        grid, context = self._grid(image.shape), CONTEXT_3D if self.do_3D else CONTEXT
+        ratios = [1.0 if self.resample else n / m for n, m in zip(grid.image, grid.seen, strict=True)]
+        if not self.do_3D:
+            ratios = [max(ratios)] * 2
+        return tuple(ceil(context * r) + (0 if self.resample else 2) for r in ratios)
 
     def halo(self, image: ImageInfo) -> tuple[int, ...]:
-        """Return room for two cells, and the context."""
+        """Return room for two cells, and in 2D the context."""
         usual = self.diameter or _USUAL / self._factor
+        if self.do_3D:
+            along = (usual / (self.anisotropy or 1.0), usual, usual)
+            return tuple(max(c, ceil(2 * d)) for c, d in zip(self.context(image), along, strict=True))
         return (max(64, ceil(2 * usual) + self.context(image)[0]),) * 2
 
     def reach(self, image: ImageInfo) -> tuple[int, ...]:
         """Return the reach of the tiles, and of local normalisation around them."""
         around = self._normalization.reach() if self._normalization is not None else 0
-        grid = self._grid(image.shape)
-        return tuple(ceil(self._side * n / m) + 2 + around for n, m in zip(grid.image, grid.seen, strict=True))
+        grid, radius = self._grid(image.shape), smoothing_radius(self._sigma)[-image.ndim :]
+        sides = zip(grid.image, grid.seen, radius, strict=True)
+        return tuple(ceil((self._side + r) * n / m) + 2 + r + around for n, m, r in sides)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings, the content of the files and what runs the network."""
@@ -363,17 +423,37 @@ class Cellpose(Method):
         """Return flows and cell probability: of the window, or, without resampling, of its pixels to the network."""
         network: Network = view.model  # type: ignore[assignment]
         grid, window = self._grid(view.image.shape), view.window.box
+        if self.do_3D:
+            look, layout = partial(self._look, view), partial(self._tiling, network)
+            return volume_maps(network, look, layout, grid, window, self._sigma, resample=self.resample)
         block = window.grow(self.reach(view.image), view.window.image)
         box = grid.needed(window) if self.resample else grid.picked(window)
         own = grid.needed(view.window.own)
         maps, _ = self._maps(network, image, block.start, grid, box, view.statistics, view.run, own)
         if not self.resample or grid.is_same:
             return maps
-        return resize(maps, box.start, *grid.to_image(window))
+        rows, columns = grid.to_image(window)
+        return resize(maps, box.start, rows, columns)
+
+    @property
+    def _sigma(self) -> tuple[float, float, float]:
+        return self.flow3D_smooth if isinstance(self.flow3D_smooth, tuple) else (self.flow3D_smooth,) * 3
+
+    def _tiling(self, network: Network, shape: tuple[int, ...]) -> Tiling:
+        plane = (shape[0], shape[1])
+        return Tiling(plane, self._side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
+
+    def _look(self, view: View, box: Box) -> NDArray[np.float32]:
+        """Return the voxels that the network sees in a box of its grid."""
+        assert view.read is not None
+        grid = self._grid(view.image.shape)
+        source = grid.source(box)
+        image = self._normalized(view.read(source), source.start, source, grid, view.statistics)
+        return image if grid.is_same else resize_volume(image, source.start, *grid.to_network(box))
 
     def map_context(self, image: ImageInfo) -> tuple[int, ...]:
         """Return none: whole tiles are read, which `reach` has."""
-        return (0, 0)
+        return (0,) * image.ndim
 
     def maps_box(self, image: ImageInfo, box: Box) -> Box:
         """Return the pixels to the network that a window's maps are: without resampling they have its grid."""
@@ -398,22 +478,32 @@ class Cellpose(Method):
 
         Of the pixels ``own`` no other window of the ``run`` wants maps.
         """
-        tiling = Tiling(grid.seen, self._side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
+        tiling = self._tiling(network, grid.seen)
         around = tiled(tiling, box)
         source = grid.source(around)
         assert all(
             o <= a and b <= o + n
             for o, n, a, b in zip(origin, pixels.shape[1:], source.start, source.stop, strict=True)
         )
-        at = (origin[0], origin[1])
-        if self._normalization is None:
-            y, x = (slice(a - o, b - o) for a, b, o in zip(source.start, source.stop, at, strict=True))
-            image = pixels[:, y, x].astype(np.float32)
-        else:
-            image = self._normalization.apply(pixels, at, source, grid.image, statistics, invert=self.invert)
+        image = self._normalized(pixels, origin, source, grid, statistics)
         if not grid.is_same:
-            image = resize(image, source.start, *grid.to_network(around))
+            rows, columns = grid.to_network(around)
+            image = resize(image, source.start, rows, columns)
         return network.maps(image, around.start, tiling, box, run, own)
+
+    def _normalized(
+        self,
+        pixels: NDArray[Any],
+        origin: tuple[int, ...],
+        box: Box,
+        grid: Resized,
+        statistics: Mapping[Statistic, float],
+    ) -> NDArray[np.float32]:
+        """Return a box of ``(c, [z], y, x)`` pixels that begin at ``origin``, as `normalize` has it."""
+        if self._normalization is not None:
+            return self._normalization.apply(pixels, origin, box, grid.image, statistics, invert=self.invert)
+        inner = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, origin, strict=True))
+        return pixels[(slice(None), *inner)].astype(np.float32)
 
     def _rules(self, image: ImageInfo) -> FlowRules:
         shape = image.shape if self.resample else self._grid(image.shape).seen
@@ -429,13 +519,15 @@ class Cellpose(Method):
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
         """Follow the flows."""
         window, grid, box = view.window, self._grid(view.image.shape), self.maps_box(view.image, view.window.box)
-        edge = window.edge[1:]
-        if self.resample or grid.is_same:
-            found = decode_flows(maps, edge, self._rules(view.image), follow=self._follow(view.device))
+        taken = None
+        if not (self.resample or grid.is_same):
+            taken = tuple(at - start for at, start in zip(grid.pick(window.box), box.start, strict=True))
+        if self.do_3D:
+            found = decode_flows_3d(maps, window.edge, self._rules(view.image), taken)
+        else:
+            found = decode_flows(maps, window.edge[1:], self._rules(view.image), taken, self._follow(view.device))
+        if taken is None:
             return Decoded(found.labels, found.sinks, found.complete, found.reasons)
-        rows, columns = grid.pick(window.box)
-        taken = rows - box.start[0], columns - box.start[1]
-        found = decode_flows(maps, edge, self._rules(view.image), taken, self._follow(view.device))
         anchors = grid.placed(found.sinks + np.array(box.start)) - np.array(window.box.start)
         return _one_each(Decoded(found.labels, anchors, found.complete, found.reasons))
 

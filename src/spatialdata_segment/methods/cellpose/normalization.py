@@ -78,9 +78,9 @@ class Normalization(BaseModel):
     def apply(
         self,
         pixels: NDArray[Any],
-        origin: tuple[int, int],
+        origin: tuple[int, ...],
         box: Box,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         statistics: Mapping[Statistic, float],
         *,
         invert: bool = False,
@@ -90,26 +90,26 @@ class Normalization(BaseModel):
         Parameters
         ----------
         pixels
-            ``(c, y, x)`` that hold the box and `reach` around it.
+            ``(c, [z], y, x)`` that hold the box and `reach` around it.
         origin
-            ``(y, x)`` of their first pixel.
+            ``([z], y, x)`` of their first pixel.
         box
             In indices of the whole image.
         shape
-            ``(y, x)`` of the whole image.
+            ``([z], y, x)`` of the whole image.
         statistics
             The numbers that were asked for.
         invert
             Make 0 of 1 and 1 of 0.
         """
-        y, x = (slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, origin, strict=True))
-        out = pixels[:, y, x].astype(np.float32)
+        inner = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, origin, strict=True))
+        out = pixels[(slice(None), *inner)].astype(np.float32)
         if self.tile_norm_blocksize:
-            low, high = self._local(shape).of(pixels, origin, box)
+            low, high = self._local((shape[0], shape[1])).of(pixels, (origin[0], origin[1]), box)
         else:
             pairs = self.pairs or tuple(_measured(self.percentile, c, statistics) for c in range(len(out)))
             levels = np.array(pairs * (len(out) if len(pairs) == 1 else 1), np.float32)
-            low, high = levels[:, 0, None, None], levels[:, 1, None, None]
+            low, high = (levels[:, k].reshape(-1, *(1,) * box.ndim) for k in (0, 1))
         span = high - low
         least = 0.0 if self.pairs else FLAT
         out -= low

@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ from spatialdata_segment.errors import MethodError
 from spatialdata_segment.methods.cellpose.shared import SharedTiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -103,23 +104,37 @@ class Network:
         -------
         ``(3, y, x)`` flows along y and x and the logit of the cell probability of the box; the sum of the styles.
         """
-        rows, columns = tiling.axes
-        tiles = [
-            Tile(int(rows.starts[j]), int(columns.starts[i]), *(tiling.mirrored and k % 2 == 1 for k in (i, j)))
-            for j in rows.meeting(box.start[0], box.stop[0])
-            for i in columns.meeting(box.start[1], box.stop[1])
-        ]
-        shape = rows.side, columns.side
-        compute = partial(self._run, image, origin, tiles, shape)
+        tiles, shape = _tiles(tiling, box), (tiling.axes[0].side, tiling.axes[1].side)
+        compute = partial(self._run, lambda k: self._cut(image, origin, tiles[k], shape))
         keys = [None if own is not None and _within(tile, shape, own) else (run, shape, tile) for tile in tiles]
         found = self._shared.take(keys, compute) if run else compute(range(len(tiles)))
         results = dict(found)
+        # in one order, so that sums are the same in every window
+        out = self._blended(((tile, results[at][0]) for at, tile in enumerate(tiles)), tiling, box)
+        return out, np.sum([style for _, style in results.values()], axis=0, dtype=np.float64)
+
+    def planes(
+        self, images: NDArray[np.float32], origin: tuple[int, ...], tiling: Tiling, box: Box
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the maps ``(3, y, x)`` of a box of planes ``(n, c, y, x)``, which fill batches together; see `maps`."""
+        tiles, shape = _tiles(tiling, box), (tiling.axes[0].side, tiling.axes[1].side)
+        n = len(tiles)
+        found = self._run(lambda k: self._cut(images[k // n], origin, tiles[k % n], shape), range(len(images) * n))
+        for _ in images:
+            plane = islice(found, n)
+            yield self._blended(((tiles[k % n], result[0]) for k, result in plane), tiling, box)
+
+    def _blended(
+        self, results: Iterable[tuple[Tile, NDArray[np.float32]]], tiling: Tiling, box: Box
+    ) -> NDArray[np.float32]:
+        """Return the mean of what tiles say, by their weights, ``(3, y, x)`` of a box."""
+        rows, columns = tiling.axes
         out = np.zeros((3, *box.shape), np.float32)
         weights = (rows.weights[:, None] * columns.weights[None, :]).astype(np.float32)
-        for at, tile in enumerate(tiles):  # in one order, so that sums are the same in every window
-            maps = _turned(results[at][0], tile)
+        for tile, said in results:
+            maps = _turned(said, tile)
             a = max(tile.y, box.start[0]), max(tile.x, box.start[1])
-            b = min(tile.y + shape[0], box.stop[0]), min(tile.x + shape[1], box.stop[1])
+            b = min(tile.y + rows.side, box.stop[0]), min(tile.x + columns.side, box.stop[1])
             inner = np.s_[a[0] - tile.y : b[0] - tile.y, a[1] - tile.x : b[1] - tile.x]
             place = np.s_[a[0] - box.start[0] : b[0] - box.start[0], a[1] - box.start[1] : b[1] - box.start[1]]
             out[:, *place] += maps[:, *inner] * weights[inner]
@@ -130,22 +145,13 @@ class Network:
                 f"the network returned maps that are not finite in {self.dtype}: the weights do not suit it; pass "
                 "precision='float32', or check the model"
             )
-        return out, np.sum([style for _, style in results.values()], axis=0, dtype=np.float64)
+        return out
 
-    def _run(
-        self,
-        image: NDArray[np.float32],
-        origin: tuple[int, ...],
-        tiles: list[Tile],
-        shape: tuple[int, int],
-        which: Sequence[int],
-    ) -> Iterator[tuple[int, Result]]:
-        """Yield the positions, maps and styles of some of the tiles."""
+    def _run(self, cut: Callable[[int], NDArray[np.float32]], which: Sequence[int]) -> Iterator[tuple[int, Result]]:
+        """Yield the positions, maps and styles of some of the tiles, each of which ``cut`` returns."""
         for start in range(0, len(which), self.batch_size):
             batch = which[start : start + self.batch_size]
-            yield from zip(
-                batch, self._results([self._cut(image, origin, tiles[k], shape) for k in batch]), strict=True
-            )
+            yield from zip(batch, self._results([cut(k) for k in batch]), strict=True)
 
     def _cut(
         self, image: NDArray[np.float32], origin: tuple[int, ...], tile: Tile, shape: tuple[int, int]
@@ -191,6 +197,16 @@ class Network:
             maps, styles = self.net(pixels.contiguous(memory_format=torch.channels_last))[:2]
         maps, styles = maps[:n, -3:].float().contiguous().cpu(), styles[:n].float().cpu()
         return maps.numpy(), styles.numpy()
+
+
+def _tiles(tiling: Tiling, box: Box) -> list[Tile]:
+    """Return the tiles that hold a pixel of a box."""
+    rows, columns = tiling.axes
+    return [
+        Tile(int(rows.starts[j]), int(columns.starts[i]), *(tiling.mirrored and k % 2 == 1 for k in (i, j)))
+        for j in rows.meeting(box.start[0], box.stop[0])
+        for i in columns.meeting(box.start[1], box.stop[1])
+    ]
 
 
 def _within(tile: Tile, shape: tuple[int, int], box: Box) -> bool:
