@@ -109,7 +109,14 @@ def _only(given: Any) -> tuple[Workflow, str, Method]:
     """Return the workflow, and its one mask and method."""
     flow = as_workflow(given)
     mask, method = list(flow.methods().items())[-1]
-    if isinstance(given, str) or flow.is_pair or flow.filter_masks_size or method.seeded or method.proposes:
+    if (
+        isinstance(given, str)
+        or flow.is_pair
+        or flow.filter_masks_size
+        or method.seeded
+        or method.proposes
+        or method.tallies
+    ):
         raise InputError(
             f"label_image takes one method that starts from pixels, and no size filter; for {given!r} use segment()"
         )

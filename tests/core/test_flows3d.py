@@ -8,10 +8,11 @@ from scipy import ndimage
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.flows import FlowRules
-from spatialdata_segment.core.flows3d import CONTEXT, decode_flows_3d
+from spatialdata_segment.core.flows3d import count_ends_3d, decode_flows_3d
 from spatialdata_segment.core.matching import Reason
+from spatialdata_segment.core.paths import LOST
 from spatialdata_segment.core.paths3d import flow_field, follow
-from spatialdata_segment.core.sinks3d import sinks
+from spatialdata_segment.core.sinks3d import SEEN, grow, take
 from spatialdata_segment.core.unresolved import UNRESOLVED
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.testing import Tissue, match_scores
@@ -58,6 +59,16 @@ def random_maps(shape, seed, kind, noise):
         flows = (1 + seed % 2) * flows / (np.linalg.norm(flows, axis=0) + 1e-9) + rng.normal(0, noise, (3, *shape))
         maps = np.stack([*(5 * flows), ndimage.gaussian_filter(rng.normal(size=shape), 2) + 0.05])
     return maps.astype(np.float16)
+
+
+def window_of(maps, inner, rules=FlowRules(), part=None):  # noqa: B008
+    """Decode a window of a volume, of which ``part`` is what it shows."""
+    counts = count_ends_3d(maps, CLOSED, rules)
+    start, stop = np.array([(s.start, s.stop) for s in inner]).T
+    edge = np.array([start > 0, stop < maps.shape[1:]], np.int64).T
+    low = np.maximum(start - SEEN, 0)
+    known = counts[tuple(slice(a, b) for a, b in zip(low, stop + SEEN, strict=True))]
+    return decode_flows_3d(maps[:, *inner] if part is None else part, edge, rules, known, tuple(start - low))
 
 
 def kept(found):
@@ -112,11 +123,9 @@ def test_voids_are_filled_but_not_those_of_what_is_rejected():
 def test_what_a_window_does_not_show_is_told(axis):
     """A cell cut by the side of the window is not complete; what lies beyond the paths' reach is."""
     labels = np.moveaxis(balls((24, 24, 80), (12, 12, 14, 9), (12, 12, 52, 9)), 2, axis)
-    maps = volume_maps(labels)
-    maps = np.take(maps, np.arange(17, 80), axis=axis + 1)
-    edge = CLOSED.copy()
-    edge[axis, 0] = 1
-    found = decode_flows_3d(maps, edge, FlowRules())
+    inner = [slice(0, n) for n in labels.shape]
+    inner[axis] = slice(17, 80)
+    found = window_of(volume_maps(labels), inner)
     near, far = np.split(np.moveaxis(found.labels, axis, 2), [20], axis=2)
     (cell,) = np.unique(far[far != 0])
     assert found.complete[cell - 1]
@@ -130,10 +139,11 @@ def test_what_is_not_known_is_told():
     maps[:, 10:13, 10:13, 5:8] = np.nan
     found = decode_flows_3d(maps, CLOSED, FlowRules())
     assert (found.labels[10:13, 10:13, 5:8] == UNRESOLVED).all()
-    cut, whole = found.labels[12, 12, 14], found.labels[12, 12, 52]
-    assert cut <= 0 or not found.complete[cut - 1]
-    assert found.complete[whole - 1]
+    whole = found.labels[12, 12, 52]
     assert ((found.labels == whole) == (labels == 2)).all()
+    assert not found.complete.any()
+    found = window_of(volume_maps(labels), [slice(0, n) for n in labels.shape], part=maps)
+    assert found.complete.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
@@ -143,7 +153,7 @@ def test_most_of_a_window_is_resolved(noise):
     labels = dense((84, 84, 84), 5, diameter)
     maps = volume_maps(labels).astype(np.float32)
     maps[:3] += np.random.default_rng(0).normal(0, 5 * noise, maps[:3].shape)
-    found = decode_flows_3d(maps[:, 6:-6, 6:-6, 6:-6], OPEN, FlowRules())
+    found = window_of(maps, [slice(6, 78)] * 3)
     inner = ((found.sinks >= 2 * diameter) & (found.sinks < 72 - 2 * diameter)).all(axis=1)
     assert inner.sum() > 10
     assert found.complete[inner].all()
@@ -165,18 +175,17 @@ def windows(draw):
         z, y, x = (draw(st.integers(0, n - 1)) for n in part.shape[1:])
         size = draw(st.integers(1, 6))
         part[:, z : z + size, y : y + size, x : x + size] = np.nan
-    edge = np.array([[a > 0, b < n] for (a, b), n in zip(ends, shape, strict=True)], np.int64)
     rules = FlowRules(
         steps=draw(st.sampled_from([3, 20, 200])),
         min_size=draw(st.sampled_from([-1, 15, 60])),
         max_size=draw(st.sampled_from([float("inf"), 300.0])),
     )
-    return maps, part, inner, edge, rules
+    return maps, part, inner, rules
 
 
-def agrees(maps, whole, part, inner, edge, rules):
+def agrees(maps, whole, part, inner, rules):
     """Compare a window with the whole; return how many objects are complete."""
-    found = decode_flows_3d(part, edge, rules)
+    found = window_of(maps, inner, rules, part)
     start = np.array([s.start for s in inner])
     number = {tuple(s): k for k, s in enumerate(whole.sinks.tolist(), 1)}
     same = np.zeros(len(found.sinks) + 1, int)
@@ -194,7 +203,8 @@ def agrees(maps, whole, part, inner, edge, rules):
     assert (here[differs] > 0).all()
     assert not np.isin(whole.labels[inner][differs], [0, *sure]).any()
     field = flow_field(maps[:3], maps[3], rules.cellprob_threshold)
-    raw = sinks(follow(field, CLOSED, rules.steps)).labels
+    raw = follow(field, CLOSED, rules.steps)
+    take(raw, grow(count_ends_3d(maps, CLOSED, rules)).labels, len(whole.sinks) + raw.size)
     assert not raw[inner][found.labels == 0].any()
     return len(sure)
 
@@ -202,12 +212,12 @@ def agrees(maps, whole, part, inner, edge, rules):
 @settings(deadline=None, max_examples=150)
 @given(windows())
 def test_what_a_window_is_sure_of_holds_in_the_whole(made):
-    maps, part, inner, edge, rules = made
+    maps, part, inner, rules = made
     whole = decode_flows_3d(maps, CLOSED, rules)
     assert whole.complete.all()
     assert (whole.labels >= 0).all()
-    n = agrees(maps, whole, part, inner, edge, rules)
-    if not edge.any() and not np.isnan(part).any():
+    n = agrees(maps, whole, part, inner, rules)
+    if part.shape == maps.shape and not np.isnan(part).any():
         assert n == len(whole.sinks)
 
 
@@ -219,8 +229,7 @@ def test_windows_of_a_larger_volume(kind):
     for _ in range(5):
         start, size = rng.integers(0, (10, 25, 25)), rng.integers((44, 48, 50), (54, 55, 56))
         inner = tuple(slice(a, a + b) for a, b in zip(start.tolist(), size.tolist(), strict=True))
-        edge = np.stack([start > 0, start + size < maps.shape[1:]], axis=1).astype(np.int64)
-        n += agrees(maps, whole, maps[:, *inner], inner, edge, FlowRules())
+        n += agrees(maps, whole, maps[:, *inner], inner, FlowRules())
     assert n > 20
 
 
@@ -240,11 +249,21 @@ def test_where_the_window_begins_does_not_matter(seed, kind, offset):
         assert np.array_equal(one, other)
 
 
-def test_context_is_enough():
-    """With the context around a sink known, and no flow in from farther away, its object is complete."""
-    maps = volume_maps(balls((60, 60, 60), (30, 30, 30, 5)))
-    known = slice(30 - CONTEXT, 30 + CONTEXT + 1)
-    assert decode_flows_3d(maps[:, known, known, known], OPEN, FlowRules()).complete.tolist() == [True]
+@settings(deadline=None, max_examples=60)
+@given(windows(), st.data())
+def test_counts_of_parts_add_up(made, data):
+    """The ends of the paths of two parts are those of all; a part whose paths leave the window is not counted."""
+    maps, part, inner, rules = made
+    whole = count_ends_3d(maps, CLOSED, rules)
+    at = data.draw(st.integers(0, maps.shape[3]))
+    parts = Box((0, 0, 0), (*maps.shape[1:3], at)), Box((0, 0, at), maps.shape[1:])
+    assert np.array_equal(sum(count_ends_3d(maps, CLOSED, rules, p) for p in parts), whole)
+    edge = np.array([[s.start > 0, s.stop < n] for s, n in zip(inner, maps.shape[1:], strict=True)], np.int64)
+    counts = count_ends_3d(part, edge, rules)
+    lost = follow(flow_field(part[:3], part[3], rules.cellprob_threshold), edge, rules.steps) == LOST
+    assert (counts is None) == lost.any()
+    if counts is not None:
+        assert (counts <= whole[inner]).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 30), (1, 30, 1), (30, 1, 1)])

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from spatialdata_segment.core.paths import LOST
 from spatialdata_segment.core.sinks import FEW, GROWTH, MANY, NEAR
-from spatialdata_segment.core.sinks3d import sinks
+from spatialdata_segment.core.sinks3d import SEEN, counted, grow, take
 from spatialdata_segment.core.unresolved import UNRESOLVED
 
 AROUND = np.ones((3, 3, 3), bool)
@@ -28,6 +28,14 @@ def on_canvas(row, axis):
     part = canvas[8, 8, 4 : 4 + len(row)]
     part[:] = row
     return np.ascontiguousarray(np.moveaxis(canvas, 2, axis))
+
+
+def sinks(ends):
+    """Return the labels, the seeds and the voxels of each."""
+    found, labels = grow(counted(ends, ends.shape)), ends.copy()
+    areas = take(labels, found.labels, len(found.seeds))
+    assert np.array_equal(areas, found.areas)
+    return labels, found.seeds, areas
 
 
 def slow_sinks(ends):
@@ -69,46 +77,39 @@ random = st.builds(
 @pytest.mark.parametrize("axis", range(3))
 def test_rows(row, sizes, axis):
     """Seeds have more than 10 paths; they grow 5 voxels where more than 2 end; more paths win, then raster order."""
-    found = sinks(ends_of(on_canvas(row, axis)))
-    assert found.areas.tolist() == sizes
-    assert found.complete.all()
+    assert sinks(ends_of(on_canvas(row, axis)))[2].tolist() == sizes
 
 
 def test_nothing():
-    found = sinks(np.full((3, 4, 5), -1, np.int32))
-    assert not found.labels.any()
-    assert found.seeds.shape == (0, 3)
+    labels, seeds, _ = sinks(np.full((3, 4, 5), -1, np.int32))
+    assert not labels.any()
+    assert seeds.shape == (0, 3)
 
 
 @settings(deadline=None, max_examples=60)
 @given(random)
 def test_as_the_slow_one(ends):
     expected, places = slow_sinks(ends)
-    found = sinks(ends.copy())
-    assert np.array_equal(found.seeds, places)
-    assert np.array_equal(found.labels, expected)
-    assert np.array_equal(found.areas, np.bincount(expected[expected > 0], minlength=len(places) + 1)[1:])
+    labels, seeds, areas = sinks(ends)
+    assert np.array_equal(seeds, places)
+    assert np.array_equal(labels, expected)
+    assert np.array_equal(areas, np.bincount(expected[expected > 0], minlength=len(places) + 1)[1:])
 
 
-@settings(deadline=None, max_examples=150)
-@given(random, st.integers(0, 2**16), st.integers(1, 3), st.integers(1, 60))
-def test_what_more_paths_do_not_change(ends, seed, n, more):
-    """Whatever number of paths ends in marked voxels besides: what is complete stays, what is 0 stays 0."""
-    rng = np.random.default_rng(seed)
-    marked = np.zeros(ends.shape, bool)
-    for at in rng.integers(0, ends.shape, (n, 3)):
-        marked[tuple(slice(a, a + int(k)) for a, k in zip(at, rng.integers(1, 4, 3), strict=True))] = True
-    found = sinks(ends.copy(), marked.copy())
-    places = np.flatnonzero(marked)
-    wide = (ends.shape[0], ends.shape[1], ends.shape[2] + more)
-    moved = np.where(ends >= 0, np.ravel_multi_index(np.unravel_index(np.maximum(ends, 0), ends.shape), wide), ends)
-    beyond = np.ravel_multi_index(np.unravel_index(rng.choice(places, (*ends.shape[:2], more)), ends.shape), wide)
-    beyond[rng.random(beyond.shape) < 0.5] = np.ravel_multi_index(np.unravel_index(places[0], ends.shape), wide)
-    whole = sinks(np.concatenate([moved, beyond], axis=2).astype(np.int32))
-    labels = whole.labels[:, :, : ends.shape[2]]
-    number = {tuple(s): k for k, s in enumerate(whole.seeds.tolist(), 1)}
-    for k in np.flatnonzero(found.complete) + 1:
-        same = number[tuple(found.seeds[k - 1].tolist())]
-        assert np.array_equal(found.labels == k, labels == same)
-        assert found.areas[k - 1] == whole.areas[same - 1]
-    assert not (labels[found.labels == 0] > 0).any()
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**16), st.sampled_from([1, 3, 9]), st.tuples(*[st.integers(0, 30)] * 3))
+def test_a_part_knows_its_own(seed, scale, corner):
+    """Of a part of the counts, what has grown `SEEN` and more from its sides is that of the whole."""
+    shape = 2 * SEEN + 4, 2 * SEEN + 30, 2 * SEEN + 30
+    counts = np.random.default_rng(seed).integers(0, 2 + scale * np.random.default_rng(seed + 1).integers(1, 5), shape)
+    counts = counts.astype(np.int32)
+    start = np.minimum(corner, (4, 26, 26))
+    outer = tuple(slice(a, a + 2 * SEEN + n) for a, n in zip(start, (0, 4, 4), strict=True))
+    whole, part = grow(counts), grow(np.ascontiguousarray(counts[outer]))
+    inner = (slice(SEEN, SEEN + 4),) * 3
+    number = {tuple(p): k for k, p in enumerate(whole.seeds.tolist(), 1)}
+    same = np.array([0, *(number.get(tuple(p), -1) for p in (part.seeds + start).tolist())])
+    held = part.labels[inner]
+    assert np.array_equal(same[held], whole.labels[outer][inner])
+    ids = np.unique(held[held > 0])
+    assert np.array_equal(part.areas[ids - 1], whole.areas[same[ids] - 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import dask.array as da
@@ -49,6 +50,8 @@ def files(tmp_path_factory):
         weights = lambda shapes, seed=seed: NETWORKS["random_weights"](shapes, seed)  # noqa: E731
         made[name] = save(folder / name, nbase, 3, 30.0, weights)
     nbase, size = NETWORKS["CELL_NBASE"], NETWORKS["CELL_SIZE"]
+    gentle = lambda shapes: NETWORKS["cell_weights"](shapes, gain=RECIPE["GENTLE"])  # noqa: E731
+    made["gentle"] = save(folder / "gentle", nbase, size, 17.0, gentle)
     return made | {"cells": save(folder / "cells", nbase, size, 17.0, NETWORKS["cell_weights"])}
 
 
@@ -62,8 +65,8 @@ def prepared(method, image):
 
     plan = Plan.fewest(info.shape, 10**9, (0,) * info.ndim)
     found = measure_image(source, method.statistics(info), plan, Executor(1), "statistics", diameter=estimate)
-    view = View(Window(whole, whole, whole), info, found, model=method.load("cpu"), read=lambda box: image[:, *box.slices])
-    return method.adapted(info, found), view
+    model, read = method.load("cpu"), lambda box: image[:, *box.slices]
+    return method.adapted(info, found), View(Window(whole, whole, whole), info, found, model=model, read=read)
 
 
 def masks_of(found):
@@ -196,18 +199,16 @@ def test_maps_of_volumes(golden, files, name):
     found = maps[np.ix_(range(4), *(RECIPE["sampled"](n, 9) for n in full[1:]))]
     difference = np.abs(found - expected).max(axis=(1, 2, 3))
     assert (difference < 1e-4 * std).all(), difference / std
-    assert (np.abs(method.stored(maps) - maps).std(axis=(1, 2, 3)) < 1e-3 * std).all()
 
 
 @pytest.mark.parametrize("name", RECIPE["WHOLE_VOLUMES"])
 def test_masks_of_a_volume(golden, files, name):
-    """The whole way; there paths are sampled up to half a voxel off, so that their ends part elsewhere."""
+    """The whole way, as `CellposeModel.eval` goes it with ``do_3D=True``; there with paths that are sampled truly."""
     given = RECIPE["WHOLE_VOLUMES"][name]
     image = RECIPE["balls"](2 if "anisotropy" in given else 1)
-    method, view = prepared(Cellpose(model_path=files["cells"], do_3D=True, **given), image)
-    found = method.decode(method.stored(method.predict(image[:, :0], view)), view)
-    expected = golden["volumes"][f"whole/{name}"]
-    scores = match_scores(expected, masks_of(found), [0.75, 0.9])
-    assert scores.ap[0] >= 0.99
-    assert scores.ap[1] >= 0.9
-    assert counted(expected) > 50
+    method, view = prepared(Cellpose(model_path=files["gentle"], do_3D=True, **given), image)
+    maps = method.stored(method.predict(image[:, :0], view))
+    counts = method.tally(maps, view)
+    found = method.decode(maps, replace(view, tally=lambda box: counts[box.slices]))
+    assert counted(golden["volumes"][f"whole/{name}"]) > 50
+    assert_same_masks(golden["volumes"][f"whole/{name}"], masks_of(found))

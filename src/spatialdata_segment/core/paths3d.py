@@ -6,9 +6,9 @@ interpolated between the eight voxels around in whole numbers, with weights of 1
 volumes half a voxel off at their ends, and less between, so that its paths depend on the shape of the volume. Ours are
 interpolated truly, as they may not.
 
-A path that comes into another voxel enters it at one of 64 places, the nearest in it (`ENTER`), at most 1/4 px aside
-along each axis, mostly up to 1/8; within a voxel it moves in 1/4096 px. So few places are what `core.reach3d` can go
-through.
+Many paths end in a voxel that none ever leaves: the steps from its eight corners all lead into it again, and so do
+those from between them, which are weighted means. They are marked in the field, and a path that enters one is at its
+end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.jit import kernel
 from spatialdata_segment.core.paths import BITS, LOST, NOWHERE
 
@@ -30,18 +31,15 @@ JUMP = 3
 LARGEST = 2**31 - 1
 """Voxels of a window, and 1/4096 px along an axis."""
 
-# A voxel's word: the steps along z, x and y in 16 bits each, 0 at _ZERO, from the lowest bits on; then its mark. Two of
+# A voxel's word: the steps along z, x and y in 16 bits each, 0 at _ZERO, from the lowest bits on; then its marks. Two of
 # them are weighted at once: the sum of 16 bits by weights of 16 bits takes 32.
 _UNIT = 1 << BITS
 _ZERO = 1 << 15
-INSIDE, UNKNOWN = 1, 2
+INSIDE, RESTS, UNKNOWN = 1, 2, 4
 _Z_AND_Y, _X_AND_UNKNOWN = 0xFFFF_0000_FFFF, UNKNOWN << 32 | 0xFFFF
 _BLOCK = 8
-_KNOWN_BITS = 13
-"""Of the number of places that are remembered."""
-
-ENTER = BITS - 2
-"""Bits of a position that are lost where a path enters a voxel."""
+_SURE = 2
+"""1/4096 px by which a step that is interpolated may miss the mean of those around."""
 
 
 def flow_field(
@@ -62,6 +60,7 @@ def flow_field(
     for z in range(len(inside)):
         plane[:3], plane[3] = flows[:, z], inside[z]
         _fill_field(plane, np.float32(threshold), np.float32(per_step), field[z])
+    _mark_rests(field)
     return field
 
 
@@ -78,7 +77,9 @@ def unknown(field: NDArray[np.uint64]) -> bool:
     return bool(field.max(initial=np.uint64(0)) >= np.uint64(UNKNOWN << 48))
 
 
-def follow(field: NDArray[np.uint64], edge: NDArray[np.int64], steps: int) -> NDArray[np.int32]:
+def follow(
+    field: NDArray[np.uint64], edge: NDArray[np.int64], steps: int, starts: Box | None = None
+) -> NDArray[np.int32]:
     """Follow the paths of all voxels that have one.
 
     Parameters
@@ -90,13 +91,17 @@ def follow(field: NDArray[np.uint64], edge: NDArray[np.int64], steps: int) -> ND
         paths stop.
     steps
         Of each path.
+    starts
+        Voxels ``(z, y, x)`` whose paths are followed; None: all.
 
     Returns
     -------
-    ``(z, y, x)``: the flat index of the voxel in which each path ends, `NOWHERE` where none starts, or `LOST`.
+    Of ``starts``: the flat index, in the field, of the voxel in which each path ends, `NOWHERE` where none starts, or
+    `LOST`.
     """
-    ends = np.full(field.shape, NOWHERE, np.int32)
-    _follow(field, edge, steps, ends)
+    box = Box.whole(field.shape) if starts is None else starts
+    ends = np.full(box.shape, NOWHERE, np.int32)
+    _follow(field, edge, steps, np.array(box.start), ends)
     return ends
 
 
@@ -121,43 +126,65 @@ def _fill_field(plane: Any, threshold: Any, per_step: Any, field: Any) -> None:
 
 
 @kernel
-def _follow(field: Any, edge: Any, steps: Any, ends: Any) -> None:
-    """Follow paths, a block of them at once: their steps do not wait for each other.
-
-    Most steps are those with which a path comes to rest in its last voxel. Places from which one does are remembered,
-    and end those that enter there: they never leave the voxel, however many steps they have.
-    """
+def _mark_rests(field: Any) -> None:
+    """Mark the voxels that no path leaves: from each of its corners a step leads into it, by `_SURE`."""
     depth, height, width = field.shape
+    for z in range(depth - 1):
+        for y in range(height - 1):
+            for x in range(width - 1):
+                rests = True
+                for corner in range(8):
+                    up, down, along = corner >> 2, corner >> 1 & 1, corner & 1
+                    word = field[z + up, y + down, x + along]
+                    if word >= np.uint64(UNKNOWN << 48):
+                        rests = False
+                        break
+                    step_z = np.int64(word & np.uint64(0xFFFF)) - _ZERO + (up << BITS)
+                    step_x = np.int64(word >> np.uint64(16) & np.uint64(0xFFFF)) - _ZERO + (along << BITS)
+                    step_y = np.int64(word >> np.uint64(32) & np.uint64(0xFFFF)) - _ZERO + (down << BITS)
+                    if min(step_z, step_y, step_x) < _SURE or max(step_z, step_y, step_x) >= _UNIT - _SURE:
+                        rests = False
+                        break
+                if rests:
+                    field[z, y, x] |= np.uint64(RESTS << 48)
+
+
+@kernel
+def _follow(field: Any, edge: Any, steps: Any, start: Any, ends: Any) -> None:
+    """Follow paths, a block of them at once: their steps do not wait for each other."""
+    depth, height, width = field.shape
+    rows, columns = ends.shape[1], ends.shape[2]
     last = (depth - 1) * _UNIT, (height - 1) * _UNIT, (width - 1) * _UNIT
-    words, ends = field.reshape(-1), ends.reshape(-1)
+    words, out = field.reshape(-1), ends.reshape(-1)
     room = _BLOCK * _BLOCK * _BLOCK
-    at, before = np.empty((room, 3), np.int32), np.empty((room, 3), np.int32)
-    voxel, place, known = np.empty(room, np.int32), np.empty(room, np.int64), np.full(1 << _KNOWN_BITS, -1, np.int64)
+    at, before, voxel = np.empty((room, 3), np.int32), np.empty((room, 3), np.int32), np.empty(room, np.int32)
     least, most = np.empty(3, np.int64), np.empty(3, np.int64)
     for k in range(3):
         least[k], most[k] = 0 if edge[k, 0] else -(1 << 40), last[k] if edge[k, 1] else 1 << 40
-    for block_z in range(0, depth, _BLOCK):
-        for block_y in range(0, height, _BLOCK):
-            for block_x in range(0, width, _BLOCK):
+    for block_z in range(0, ends.shape[0], _BLOCK):
+        for block_y in range(0, rows, _BLOCK):
+            for block_x in range(0, columns, _BLOCK):
                 n = 0
-                for z in range(block_z, min(depth, block_z + _BLOCK)):
-                    for y in range(block_y, min(height, block_y + _BLOCK)):
-                        for x in range(block_x, min(width, block_x + _BLOCK)):
-                            mark = field[z, y, x] >> np.uint64(48)
-                            here = (z * height + y) * width + x
-                            if mark == np.uint64(UNKNOWN):
-                                ends[here] = LOST
-                            elif mark == np.uint64(INSIDE):
-                                at[n, 0], at[n, 1], at[n, 2], voxel[n] = z * _UNIT, y * _UNIT, x * _UNIT, here
-                                before[n, 0] = before[n, 1] = before[n, 2] = place[n] = -1
+                for z in range(block_z, min(ends.shape[0], block_z + _BLOCK)):
+                    for y in range(block_y, min(rows, block_y + _BLOCK)):
+                        for x in range(block_x, min(columns, block_x + _BLOCK)):
+                            a, b, c = z + start[0], y + start[1], x + start[2]
+                            word, here = field[a, b, c], (z * rows + y) * columns + x
+                            if word >= np.uint64(UNKNOWN << 48):
+                                out[here] = LOST
+                            elif word & np.uint64(INSIDE << 48) and word & np.uint64(RESTS << 48):
+                                out[here] = (a * height + b) * width + c
+                            elif word & np.uint64(INSIDE << 48):
+                                at[n, 0], at[n, 1], at[n, 2], voxel[n] = a * _UNIT, b * _UNIT, c * _UNIT, here
+                                before[n, 0] = before[n, 1] = before[n, 2] = -1
                                 n += 1
-                _follow_block(words, height, width, last, least, most, steps, n, at, before, voxel, place, known, ends)
+                _follow_block(words, height, width, last, least, most, steps, n, at, before, voxel, out)
 
 
 @kernel
 def _follow_block(
     words: Any, height: Any, width: Any, last: Any, least: Any, most: Any, steps: Any,
-    n: Any, at: Any, before: Any, voxel: Any, place: Any, known: Any, ends: Any,
+    n: Any, at: Any, before: Any, voxel: Any, ends: Any,
 ) -> None:  # fmt: skip
     least_z, least_y, least_x = least[0], least[1], least[2]
     most_z, most_y, most_x = most[0], most[1], most[2]
@@ -175,25 +202,16 @@ def _follow_block(
                 ends[voxel[i]] = LOST
                 continue
             a, b, c = min(last_z, max(0, a)), min(last_y, max(0, b)), min(last_x, max(0, c))
-            here = ((z >> BITS) * height + (y >> BITS)) * width + (x >> BITS)
-            now = place[i]
-            if (a ^ z | b ^ y | c ^ x) >> BITS != 0:
-                a, b, c = entered(a), entered(b), entered(c)
-                there = ((a >> BITS) * height + (b >> BITS)) * width + (c >> BITS)
-                now = there << 6 | (a >> ENTER & 3) << 4 | (b >> ENTER & 3) << 2 | c >> ENTER & 3
-                if known[_slot(now)] == now:
-                    ends[voxel[i]] = there
-                    continue
-                if a == before[i, 0] and b == before[i, 1] and c == before[i, 2]:  # to and fro between two voxels
-                    ends[voxel[i]] = there if (steps - t) % 2 == 0 else here
-                    continue
-            elif (a == z and b == y and c == x) or (a == before[i, 0] and b == before[i, 1] and c == before[i, 2]):
-                ends[voxel[i]] = here
-                if now >= 0:
-                    known[_slot(now)] = now
+            there = ((a >> BITS) * height + (b >> BITS)) * width + (c >> BITS)
+            if words[there] & np.uint64(RESTS << 48) or (a == z and b == y and c == x):
+                ends[voxel[i]] = there
+                continue
+            if a == before[i, 0] and b == before[i, 1] and c == before[i, 2]:  # to and fro between two places
+                here = ((z >> BITS) * height + (y >> BITS)) * width + (x >> BITS)
+                ends[voxel[i]] = there if (steps - t) % 2 == 0 else here
                 continue
             before[moving, 0], before[moving, 1], before[moving, 2] = z, y, x
-            at[moving, 0], at[moving, 1], at[moving, 2], voxel[moving], place[moving] = a, b, c, voxel[i], now
+            at[moving, 0], at[moving, 1], at[moving, 2], voxel[moving] = a, b, c, voxel[i]
             moving += 1
         n = moving
         if n == 0:
@@ -241,16 +259,3 @@ def step_at(words: Any, height: Any, width: Any, z: Any, y: Any, x: Any, more_z:
         np.int64(((xu & low_half) + half) >> word) - _ZERO,
         xu >> pair == np.uint64(0),
     )
-
-
-@kernel
-def _slot(place: Any) -> Any:
-    """Where a place is remembered."""
-    return np.uint64(place) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - _KNOWN_BITS)
-
-
-@kernel
-def entered(at: Any) -> Any:
-    """Where a path enters a voxel: the nearest of its places, of which the first is the voxel's middle."""
-    part = at & ((1 << BITS) - 1)
-    return at - part + min(3 << ENTER, (part + (1 << (ENTER - 1))) >> ENTER << ENTER)

@@ -1,10 +1,8 @@
-"""Where many paths end there is an object: the rule of `core.sinks` in a volume, and where a window may be wrong.
+"""Where many paths end there is an object: the rule of `core.sinks` in a volume.
 
 Seeds are voxels in which more than 10 paths end, and than which none of the 5 x 5 x 5 around has more; they grow 5
-times into their 26 neighbours in which more than 2 end.
-
-A voxel that a path from beyond may reach has an unknown number of ends, and may be a seed. It tells nothing of what
-lies farther from it than growth goes, unless a seed grows there: only seeds, possible ones too, carry doubt on.
+times into their 26 neighbours in which more than 2 end. What a voxel belongs to follows from the end of its own path
+and from how many end around that. A window that is told these numbers, of all paths of the volume, knows its objects.
 """
 
 from __future__ import annotations
@@ -14,65 +12,75 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from spatialdata_segment.core.jit import kernel
-from spatialdata_segment.core.paths import LOST, widened
+from spatialdata_segment.core.paths import LOST
 from spatialdata_segment.core.sinks import FEW, GROWTH, MANY, NEAR, count_ends
 from spatialdata_segment.core.unresolved import UNRESOLVED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+SEEN = 4 * GROWTH + NEAR
+"""px around a window in which ends must be counted: seeds grow into it, over these others, over these others yet."""
 
-class Sinks(NamedTuple):
-    """Objects of path ends.
+
+class Grown(NamedTuple):
+    """Seeds, and what they have grown over.
 
     Attributes
     ----------
     labels
-        ``(z, y, x)`` int32: 0, 1..n, or `UNRESOLVED`.
+        ``(z, y, x)`` int32: 0, 1..n.
     seeds
-        ``(n, 3)`` in raster order. A label may have no voxel: others have grown over all of it.
+        ``(n, 3)`` in raster order.
     areas
-        ``(n,)`` voxels.
-    complete
-        ``(n,)`` bool: no path from beyond the window changes the object.
+        ``(n,)`` int64 voxels: paths that end in what a seed has in the end. Others may have grown over all of it.
     """
 
     labels: NDArray[np.int32]
     seeds: NDArray[np.int64]
     areas: NDArray[np.int64]
-    complete: NDArray[np.bool_]
 
 
-def sinks(ends: NDArray[np.int32], marked: NDArray[np.bool_] | None = None) -> Sinks:
-    """Make objects of path ends; takes 9 bytes a voxel besides.
+def counted(ends: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return how many paths end in each voxel of a field of a shape.
 
     Parameters
     ----------
     ends
-        ``(z, y, x)`` flat index of the voxel in which the path of a voxel ends; negative where there is none, or
-        it is lost. Overwritten: it becomes the labels.
-    marked
-        ``(z, y, x)``: voxels in which paths from beyond may end. Overwritten. None: there are none.
+        Flat indices of voxels of the field; negative where there is none, or it is lost.
+    shape
+        ``(z, y, x)``.
     """
-    counts = np.zeros(ends.shape, np.int32)
+    counts = np.zeros(shape, np.int32)
     count_ends(ends.reshape(-1), counts.reshape(-1))
+    return counts
+
+
+def grow(counts: NDArray[np.int32]) -> Grown:
+    """Make seeds of counted ends ``(z, y, x)``, and let them grow; takes 4 bytes a voxel besides."""
     flat = _seeds(counts)
-    seeds = np.stack(np.unravel_index(flat, ends.shape), axis=1).astype(np.int64)
-    complete = np.ones(len(flat), np.bool_)
-    unsure = np.zeros(0, np.bool_)
-    if marked is not None:
-        near = widened(marked, GROWTH)
-        complete = ~near.reshape(-1)[flat]
-        _doubt(near.reshape(-1), counts.reshape(-1), marked.reshape(-1))
-        del near
-        unsure = widened(marked, GROWTH).reshape(-1)
-    grown = np.zeros(ends.shape, np.int32)
+    seeds = np.stack(np.unravel_index(flat, counts.shape), axis=1).astype(np.int64)
+    grown = np.zeros(counts.shape, np.int32)
     order = np.lexsort((-flat, counts.reshape(-1)[flat]))
-    _grow(counts, seeds, order, unsure, complete, grown)
-    del counts
+    _grow(counts, seeds, order, grown)
     areas = np.zeros(len(flat) + 1, np.int64)
-    _take(ends.reshape(-1), grown.reshape(-1), unsure, areas)
-    return Sinks(ends, seeds, areas[1:], complete)
+    _add_up(grown.reshape(-1), counts.reshape(-1), areas)
+    return Grown(grown, seeds, areas[1:])
+
+
+def take(ends: NDArray[np.int32], grown: NDArray[np.int32], n: int) -> NDArray[np.int64]:
+    """Make labels of ends, in their place, and return the voxels of each of ``n`` labels.
+
+    Parameters
+    ----------
+    ends
+        ``(z, y, x)``: flat indices in ``grown``; `UNRESOLVED` becomes of those that are lost.
+    grown
+        Labels 0..n, of any shape.
+    """
+    areas = np.zeros(n + 1, np.int64)
+    _take(ends.reshape(-1), grown.reshape(-1), areas)
+    return areas[1:]
 
 
 @kernel
@@ -97,15 +105,8 @@ def _seeds(counts: Any) -> Any:
 
 
 @kernel
-def _doubt(near: Any, counts: Any, marked: Any) -> None:
-    """Mark the possible seeds of which it is not sure whether they are, or how they grow."""
-    for i in range(len(marked)):
-        marked[i] = near[i] and (marked[i] or counts[i] > MANY)
-
-
-@kernel
-def _grow(counts: Any, seeds: Any, order: Any, unsure: Any, complete: Any, grown: Any) -> None:
-    """Grow the seeds, the last over all; those that grow into what is unsure are not complete."""
+def _grow(counts: Any, seeds: Any, order: Any, grown: Any) -> None:
+    """Grow the seeds, the last over all."""
     depth, height, width = counts.shape
     side = 2 * GROWTH + 1
     mine = np.zeros((side, side, side), np.bool_)
@@ -122,8 +123,6 @@ def _grow(counts: Any, seeds: Any, order: Any, unsure: Any, complete: Any, grown
                 p, q, r = queue[i]
                 v, u, t = z + p - GROWTH, y + q - GROWTH, x + r - GROWTH
                 grown[v, u, t] = k + 1
-                if len(unsure) > 0 and unsure[(v * height + u) * width + t]:
-                    complete[k] = False
                 if step == GROWTH:
                     continue
                 for a in range(-1, 2):
@@ -139,13 +138,18 @@ def _grow(counts: Any, seeds: Any, order: Any, unsure: Any, complete: Any, grown
 
 
 @kernel
-def _take(ends: Any, grown: Any, unsure: Any, areas: Any) -> None:
+def _add_up(grown: Any, counts: Any, areas: Any) -> None:
+    for i in range(len(grown)):
+        if grown[i] > 0:
+            areas[grown[i]] += counts[i]
+
+
+@kernel
+def _take(ends: Any, grown: Any, areas: Any) -> None:
     for i in range(len(ends)):
         end, label = ends[i], np.int32(0)
         if end >= 0:
             label = grown[end]
-            if label == 0 and len(unsure) > 0 and unsure[end]:
-                label = np.int32(UNRESOLVED)
         elif end == LOST:
             label = np.int32(UNRESOLVED)
         ends[i] = label

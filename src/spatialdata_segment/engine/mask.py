@@ -19,7 +19,16 @@ from spatialdata_segment.engine.entries import Entry, sound, write_entry
 from spatialdata_segment.engine.executor import shared
 from spatialdata_segment.engine.maps import FAR, predict_maps
 from spatialdata_segment.engine.memory import release
-from spatialdata_segment.engine.shard import Failure, Job, Report, report_of, run_proposal, run_shard, shard_error
+from spatialdata_segment.engine.shard import (
+    Failure,
+    Job,
+    Report,
+    report_of,
+    run_proposal,
+    run_shard,
+    run_tally,
+    shard_error,
+)
 from spatialdata_segment.engine.stitch import (
     Boxes,
     MissingCoresError,
@@ -33,6 +42,7 @@ from spatialdata_segment.engine.stitch import (
     number,
     read_anchors,
 )
+from spatialdata_segment.engine.tally import Tallies
 from spatialdata_segment.errors import ClusterError, ScratchError
 from spatialdata_segment.methods.base import Seeds
 
@@ -98,12 +108,15 @@ def run_mask(
     are left out, where nobody asks for them.
     """
     job = replace(job, folder=folder / "shards")
-    if job.maps is None and (job.method.maps_first or job.method.proposes):
+    around = _around(job.plan, needed) if job.method.tallies else needed
+    if job.maps is None and (job.method.maps_first or job.method.proposes or job.method.tallies):
         size = int(np.prod([max(c) for c in job.plan.chunks]))
         far = FAR if job.method.proposes else 1  # others look farther in pixels
-        job = replace(job, maps=predict_maps(job, folder / "maps", needed, size, executor, stage, far))
+        job = replace(job, maps=predict_maps(job, folder / "maps", around, size, executor, stage, far))
     if job.method.proposes:
         job = _proposed(job, folder, needed, executor, stage)
+    if job.method.tallies:
+        job = _tallied(job, folder, around, executor, stage)
     reports = run_shards(job, needed, executor, f"{stage} shards")
     release()
     indices = [r.index for r in reports]
@@ -303,6 +316,22 @@ def _proposed(job: Job, folder: Path, needed: Sequence[int], executor: Executor,
     path = folder / "proposals.entry"
     write_entry(path, {"anchors": anchors[order][kept]})
     return replace(job, seeds=partial(_points_of, path))
+
+
+def _around(plan: Plan, needed: Sequence[int]) -> Sequence[int]:
+    """Return the shards whose windows meet those of some shards."""
+    if len(needed) == len(plan):
+        return needed
+    twice = tuple(2 * h for h in plan.halo)
+    return sorted({j for i in needed for j in plan.touched(plan.core(i).grow(twice, plan.image))})
+
+
+def _tallied(job: Job, folder: Path, around: Sequence[int], executor: Executor, stage: str) -> Job:
+    """Gather what all shards count."""
+    counts = replace(job, folder=folder / "tallies")
+    assert counts.folder is not None
+    reports = run_shards(counts, around, executor, f"{stage} tallies", run_tally)
+    return replace(job, tallies=Tallies.of(reports, folder / "tallies.entry", counts.folder))
 
 
 def _points_of(path: Path, box: Box) -> Seeds:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.engine.maps import Maps
     from spatialdata_segment.engine.preprocess import BoxReader
     from spatialdata_segment.engine.stored import Stored
+    from spatialdata_segment.engine.tally import Tallies
     from spatialdata_segment.methods.base import Decoded, ImageInfo, Method
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Job:
         The maps of an earlier phase, in place of pixels, as far as they reach.
     kept
         Finished shards outlive a failure of others.
+    tallies
+        What all shards have counted, of methods that `tally`.
     turns
         How many shards predict at the same time, and how many decode; None: as many as there are.
     run
@@ -84,6 +87,7 @@ class Job:
     verify: bool = False
     maps: Maps | None = None
     kept: bool = False
+    tallies: Tallies | None = None
     turns: Turns | None = None
     run: str = field(default_factory=lambda: uuid4().hex)
 
@@ -189,6 +193,8 @@ def _input(job: Job, window: Window, pixels: NDArray[Any] | None) -> int:
         seeds = job.seeds(window.box)
         for part in (seeds.labels, seeds.anchors):
             crc = crc if part is None else zlib.crc32(np.ascontiguousarray(part).data, crc)
+    if job.tallies is not None:
+        crc = zlib.crc32(job.tallies.read(job.method.maps_box(job.image, window.box)).data, crc)
     return crc
 
 
@@ -267,7 +273,8 @@ def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) 
 
     def look(window: Window, pixels: NDArray[Any] | None = None) -> Seen:
         seeds = job.seeds(window.box) if job.seeds is not None else None
-        view = View(window, job.image, job.statistics, seeds, run=job.run)
+        tally = None if job.tallies is None else job.tallies.read
+        view = View(window, job.image, job.statistics, seeds, run=job.run, tally=tally)
         with turn(job.turns, "predict"):
             maps = _maps(job, view, pixels)
         with turn(job.turns, "decode"):
@@ -344,6 +351,30 @@ def run_proposal(job: Job, index: int) -> Report | Failure:
     except Exception as error:  # noqa: BLE001 (whatever a method raises is told with its shard)
         return Failure(index, window.core, error)
     return Report(index, box, int(inside.sum()))
+
+
+def run_tally(job: Job, index: int) -> Report | Failure:
+    """Count what a core adds, from maps that are there, in a window that is large enough for it."""
+    window, far = job.plan.window(index), 1
+    try:
+        crc = _input(job, window, None)
+        if (report := _finished(job, index, crc)) is not None:
+            return report
+        view = View(window, job.image, job.statistics, run=job.run)
+        while (counts := job.method.tally(_maps(job, view, None), view)) is None:
+            if view.window.is_whole:
+                raise MethodError(f"{job.method.name}.tally returned None for the whole image, expected counts")
+            far *= 2
+            halo = tuple(far * max(h, 1) for h in job.plan.halo)
+            view = replace(view, window=job.plan.window(index, halo))
+        box = job.method.maps_box(job.image, view.window.box)
+        meta = {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0}
+        write_entry(job.path(index), {"counts": counts}, meta)
+    except ScratchError:
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever a method raises is told with its shard)
+        return Failure(index, window.core, error)
+    return Report(index, box, 0)
 
 
 def _commit(path: Path, result: ShardResult, meta: Mapping[str, Any]) -> None:

@@ -142,6 +142,9 @@ class View:
         other windows of this process. Empty: it may not.
     device
         For `Method.decode`, where `Method.decodes_on_device` is set.
+    tally
+        For `Method.decode` of a method that `tallies`: returns the sums of what `Method.tally` counted, in any box of
+        the maps' grid.
     read
         For `Method.predict`, where `Method.reads_parts` is set: returns the method's channels ``(c, [z], y, x)`` of any
         box of the image.
@@ -154,6 +157,7 @@ class View:
     model: object = None
     run: str = ""
     device: str = "cpu"
+    tally: Callable[[Box], NDArray[np.int32]] | None = None
     read: Callable[[Box], NDArray[Any]] | None = None
 
 
@@ -186,6 +190,8 @@ class Method(BaseModel):
         and decoded later, in other windows. False for maps that number objects.
     decode_parameters
         Names of the parameters that `predict` does not read: maps that are kept serve for any value of them.
+    tallies
+        `tally` comes before `decode`.
     reads_parts
         `predict` reads for itself, with ``view.read``, what it needs one after the other: the pixels of all that it
         reads at once would not fit (planes along all axes of a volume). ``image`` is then empty.
@@ -210,6 +216,7 @@ class Method(BaseModel):
     map_dtype: ClassVar[str | None] = "float32"
     maps_are_local: ClassVar[bool] = True
     decode_parameters: ClassVar[frozenset[str]] = frozenset()
+    tallies: ClassVar[bool] = False
     reads_parts: ClassVar[bool] = False
     maps_first: ClassVar[bool] = False
     uses_device: ClassVar[bool] = False
@@ -318,6 +325,17 @@ class Method(BaseModel):
 
     def propose(self, maps: NDArray[Any], view: View) -> Candidates:
         """List the possible objects of a window, where `proposes` is set."""
+        raise NotImplementedError
+
+    def tally(self, maps: NDArray[Any], view: View) -> NDArray[np.int32] | None:
+        """Count, where `tallies` is set, what the core of a window adds to places of it (ends of paths, votes).
+
+        What the cores of all windows add is summed before `decode`, which then knows the sums of the whole image.
+
+        Returns
+        -------
+        ``([z], y, x)`` of the maps. None: the window is too small for it, and a larger one is tried.
+        """
         raise NotImplementedError
 
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:

@@ -299,8 +299,17 @@ class MethodTests:
         """Decode a window alone: the maps in their stored precision, no image."""
         maps = _locked(self.method.stored(self._maps(image, window)))
         seeds = self._seeds(image)(window) if self.method.seeded or self.method.proposes else None
-        view = View(window, _info(image), _statistics(self.method, image), seeds)
+        view = View(window, _info(image), _statistics(self.method, image), seeds, tally=self._tallies(image))
         return _adapted(self.method, image).decode(maps, view)
+
+    def _tallies(self, image: NDArray[Any]) -> Callable[[Box], NDArray[np.int32]] | None:
+        """Return what reads the counts of a box, from those of the whole image."""
+        if not self.method.tallies:
+            return None
+        maps, method = _locked(self.method.stored(self._maps(image, _whole(image)))), _adapted(self.method, image)
+        counts = method.tally(maps, View(_whole(image), _info(image), _statistics(self.method, image)))
+        assert counts is not None
+        return lambda box: counts[box.slices]
 
     def _seeds(self, image: NDArray[Any]) -> Callable[[Window], Seeds]:
         """Return the seeds of any window, from the whole image."""

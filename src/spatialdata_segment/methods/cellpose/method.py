@@ -17,10 +17,11 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.flows import CONTEXT, FlowRules, decode_flows
 from spatialdata_segment.core.flows3d import CONTEXT as CONTEXT_3D
-from spatialdata_segment.core.flows3d import decode_flows_3d
+from spatialdata_segment.core.flows3d import count_ends_3d, decode_flows_3d
 from spatialdata_segment.core.paths import follow
-from spatialdata_segment.core.resize import resize, resize_volume
+from spatialdata_segment.core.resize import nearest, resize, resize_volume
 from spatialdata_segment.core.shards import pick
+from spatialdata_segment.core.sinks3d import SEEN
 from spatialdata_segment.core.statistics import Statistic
 from spatialdata_segment.core.tiles import Tiling
 from spatialdata_segment.errors import InputError, SegmentationWarning, is_whole
@@ -281,6 +282,11 @@ class Cellpose(Method):
         """Whether the maps of all windows come before any is decoded."""
         return self.do_3D
 
+    @property
+    def tallies(self) -> bool:  # type: ignore[override]
+        """Whether the ends of all paths are counted before any window is decoded."""
+        return self.do_3D
+
     def roles(self, mask: str) -> tuple[int, ...]:
         """Return the nuclear stain alone for nuclei, else the membrane and the nuclear stain."""
         nuclear = self._built_in is not None and self.model in ("nuclei", "nuclei-small")
@@ -516,6 +522,25 @@ class Cellpose(Method):
             max_size=self.max_size_fraction * float(np.prod(shape)),
         )
 
+    def tally(self, maps: NDArray[Any], view: View) -> NDArray[np.int32] | None:
+        """Count the ends of the paths of a volume."""
+        window, box = view.window, self.maps_box(view.image, view.window.box)
+        core = box if window.is_whole else self._own(view.image, window.core)
+        starts = Box(*(tuple(np.subtract(side, box.start).tolist()) for side in (core.start, core.stop)))
+        return count_ends_3d(maps, window.edge, self._rules(view.image), starts)
+
+    def _own(self, image: ImageInfo, core: Box) -> Box:
+        """Return the pixels to the network that are of one core alone."""
+        if self.resample:
+            return core
+        grid = self._grid(image.shape)
+        taken = (nearest(m, n, 0, n) for n, m in zip(grid.image, grid.seen, strict=True))
+        ends = [
+            (0 if a == 0 else int(at[a - 1]) + 1, m if b == n else int(at[b - 1]) + 1)
+            for at, a, b, n, m in zip(taken, core.start, core.stop, grid.image, grid.seen, strict=True)
+        ]
+        return Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
+
     def decode(self, maps: NDArray[Any], view: View) -> Decoded:
         """Follow the flows."""
         window, grid, box = view.window, self._grid(view.image.shape), self.maps_box(view.image, view.window.box)
@@ -523,7 +548,11 @@ class Cellpose(Method):
         if not (self.resample or grid.is_same):
             taken = tuple(at - start for at, start in zip(grid.pick(window.box), box.start, strict=True))
         if self.do_3D:
-            found = decode_flows_3d(maps, window.edge, self._rules(view.image), taken)
+            assert view.tally is not None
+            known = box.grow((SEEN,) * 3, self.maps_box(view.image, Box.whole(view.image.shape)))
+            before = (box.start[0] - known.start[0], box.start[1] - known.start[1], box.start[2] - known.start[2])
+            counts = view.tally(known)
+            found = decode_flows_3d(maps, window.edge, self._rules(view.image), counts, before, taken)
         else:
             found = decode_flows(maps, window.edge[1:], self._rules(view.image), taken, self._follow(view.device))
         if taken is None:
