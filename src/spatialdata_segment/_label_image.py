@@ -109,16 +109,11 @@ def _only(given: Any) -> tuple[Workflow, str, Method]:
     """Return the workflow, and its one mask and method."""
     flow = as_workflow(given)
     mask, method = list(flow.methods().items())[-1]
-    if (
-        isinstance(given, str)
-        or flow.is_pair
-        or flow.filter_masks_size
-        or method.seeded
-        or method.proposes
-        or method.tallies
-    ):
+    is_lazy = not (method.seeded or method.proposes or method.tallies)
+    if isinstance(given, str) or flow.is_pair or flow.filter_masks_size or not is_lazy:
         raise InputError(
-            f"label_image takes one method that starts from pixels, and no size filter; for {given!r} use segment()"
+            "label_image takes one method that starts from pixels, without a pass over the whole image in between, and "
+            f"no size filter; for {given!r} use segment()"
         )
     return flow, mask, method
 

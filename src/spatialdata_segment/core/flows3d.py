@@ -122,7 +122,7 @@ def decode_flows_3d(
 
 
 def _renumbered(labels: NDArray[np.int32], shown: NDArray[np.int64], n: int) -> NDArray[np.int32]:
-    """Number the labels ``shown``, positions among 1..n, anew; others become 0, and those below 0 stay."""
+    """Return the labels with those at the positions ``shown`` of 1..n numbered anew, and 0 for the others."""
     if len(shown) == n:
         return labels
     table = np.zeros(n + 2, np.int32)

@@ -31,8 +31,8 @@ JUMP = 3
 LARGEST = 2**31 - 1
 """Voxels of a window, and 1/4096 px along an axis."""
 
-# A voxel's word: the steps along z, x and y in 16 bits each, 0 at _ZERO, from the lowest bits on; then its marks. Two of
-# them are weighted at once: the sum of 16 bits by weights of 16 bits takes 32.
+# A voxel's word: the steps along z, x and y in 16 bits each, 0 at _ZERO, from the lowest bits on; then its marks. Two
+# of them are weighted at once: the sum of 16 bits by weights of 16 bits takes 32.
 _UNIT = 1 << BITS
 _ZERO = 1 << 15
 INSIDE, RESTS, UNKNOWN = 1, 2, 4

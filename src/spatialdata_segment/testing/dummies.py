@@ -14,8 +14,11 @@ import numpy as np
 from pydantic import Field
 
 from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.flows import FlowRules
+from spatialdata_segment.core.flows3d import CONTEXT
 from spatialdata_segment.core.statistics import Statistic
 from spatialdata_segment.methods.base import Candidates, Decoded, ImageInfo, Method, View
+from spatialdata_segment.methods.cellpose.volume import count_ends, decode_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,6 +195,55 @@ class DummyDiscs(Method):
             labels[part][mine] = i
             best[part][mine] = distance[mine]
         return Decoded(labels, view.seeds.anchors)
+
+
+class DummyFlows(Method):
+    """The decoding of `Cellpose(do_3D=True)` without its network: the image's four channels are the maps.
+
+    Parameters
+    ----------
+    steps
+        Of a path.
+    min_size, max_size
+        Voxels; other objects are rejected.
+    """
+
+    name: ClassVar[str] = "dummy-flows"
+    ndims: ClassVar[frozenset[int]] = frozenset({3})
+    default_channels: ClassVar[tuple[int, ...] | None] = (0, 1, 2, 3)
+    map_dtype: ClassVar[str | None] = "float16"
+    decode_parameters: ClassVar[frozenset[str]] = frozenset({"steps", "min_size", "max_size"})
+    tallies: ClassVar[bool] = True
+    bytes_per_pixel: ClassVar[float] = 45.0
+
+    steps: int = Field(default=200, ge=1)
+    min_size: int = 15
+    max_size: float = 1e18
+
+    @property
+    def _rules(self) -> FlowRules:
+        return FlowRules(steps=self.steps, min_size=self.min_size, max_size=self.max_size)
+
+    def context(self, image: ImageInfo) -> tuple[int, ...]:
+        """Return that of the decoding."""
+        return (CONTEXT,) * 3
+
+    def map_context(self, image: ImageInfo) -> tuple[int, ...]:
+        """Return none."""
+        return (0, 0, 0)
+
+    def predict(self, image: NDArray[Any], view: View) -> NDArray[Any]:
+        """Return the image."""
+        return image
+
+    def tally(self, maps: NDArray[Any], view: View) -> NDArray[np.int32] | None:
+        """Count the ends of the core's paths."""
+        return count_ends(maps, view.window, view.window.box, view.window.core, self._rules)
+
+    def decode(self, maps: NDArray[Any], view: View) -> Decoded:
+        """Follow the flows."""
+        found = decode_window(maps, view, view.window.box, view.window.image, self._rules)
+        return Decoded(found.labels, found.sinks, found.complete, found.reasons)
 
 
 def _network(pixels: NDArray[Any]) -> NDArray[Any]:

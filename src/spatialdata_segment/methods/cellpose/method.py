@@ -17,11 +17,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.flows import CONTEXT, FlowRules, decode_flows
 from spatialdata_segment.core.flows3d import CONTEXT as CONTEXT_3D
-from spatialdata_segment.core.flows3d import count_ends_3d, decode_flows_3d
 from spatialdata_segment.core.paths import follow
 from spatialdata_segment.core.resize import nearest, resize, resize_volume
 from spatialdata_segment.core.shards import pick
-from spatialdata_segment.core.sinks3d import SEEN
 from spatialdata_segment.core.statistics import Statistic
 from spatialdata_segment.core.tiles import Tiling
 from spatialdata_segment.errors import InputError, SegmentationWarning, is_whole
@@ -30,7 +28,13 @@ from spatialdata_segment.methods.cellpose import models
 from spatialdata_segment.methods.cellpose.diameter import estimate_diameter
 from spatialdata_segment.methods.cellpose.grid import Resized, tiled
 from spatialdata_segment.methods.cellpose.normalization import Normalization
-from spatialdata_segment.methods.cellpose.volume import SLAB_BYTES, smoothing_radius, volume_maps
+from spatialdata_segment.methods.cellpose.volume import (
+    SLAB_BYTES,
+    count_ends,
+    decode_window,
+    smoothing_radius,
+    volume_maps,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spatialdata_segment.core.flows import Follow
+    from spatialdata_segment.core.plan import Window
     from spatialdata_segment.methods.cellpose.run import Network
     from spatialdata_segment.methods.cellpose.weights import Description
 
@@ -525,9 +530,7 @@ class Cellpose(Method):
     def tally(self, maps: NDArray[Any], view: View) -> NDArray[np.int32] | None:
         """Count the ends of the paths of a volume."""
         window, box = view.window, self.maps_box(view.image, view.window.box)
-        core = box if window.is_whole else self._own(view.image, window.core)
-        starts = Box(*(tuple(np.subtract(side, box.start).tolist()) for side in (core.start, core.stop)))
-        return count_ends_3d(maps, window.edge, self._rules(view.image), starts)
+        return count_ends(maps, window, box, self._own(view.image, window.core), self._rules(view.image))
 
     def _own(self, image: ImageInfo, core: Box) -> Box:
         """Return the pixels to the network that are of one core alone."""
@@ -548,11 +551,10 @@ class Cellpose(Method):
         if not (self.resample or grid.is_same):
             taken = tuple(at - start for at, start in zip(grid.pick(window.box), box.start, strict=True))
         if self.do_3D:
-            assert view.tally is not None
-            known = box.grow((SEEN,) * 3, self.maps_box(view.image, Box.whole(view.image.shape)))
-            before = (box.start[0] - known.start[0], box.start[1] - known.start[1], box.start[2] - known.start[2])
-            counts = view.tally(known)
-            found = decode_flows_3d(maps, window.edge, self._rules(view.image), counts, before, taken)
+            whole = self.maps_box(view.image, Box.whole(view.image.shape))
+            found = decode_window(maps, view, box, whole, self._rules(view.image), taken)
+            if taken is not None:  # a voxel to the network may be several of the image's, on both sides of the edge
+                found.complete[_at_edge(found.labels, window) - 1] = False
         else:
             found = decode_flows(maps, window.edge[1:], self._rules(view.image), taken, self._follow(view.device))
         if taken is None:
@@ -610,6 +612,15 @@ class Cellpose(Method):
         areas: NDArray[np.int64] = np.bincount(found.labels[found.labels > 0], minlength=len(found.sinks) + 1)[1:]
         kept: NDArray[np.int64] = areas[(found.reasons == 0) & (areas > 0)]
         return kept
+
+
+def _at_edge(labels: NDArray[np.int32], window: Window) -> NDArray[np.int32]:
+    """Return the labels that touch the open sides of a window."""
+    sides = [(k, 0) for k, is_open in enumerate(window.open_low) if is_open]
+    sides += [(k, -1) for k, is_open in enumerate(window.open_high) if is_open]
+    held = [np.unique(np.take(labels, at, axis)) for axis, at in sides]
+    found: NDArray[np.int32] = np.unique(np.concatenate([np.zeros(0, np.int32), *held]))
+    return found[found > 0]
 
 
 def _one_each(found: Decoded) -> Decoded:

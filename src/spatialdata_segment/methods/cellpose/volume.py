@@ -7,13 +7,15 @@ cell probabilities, whose sums are the maps. They are summed as they come, and n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from spatialdata_segment.core.boxes import Box
+from spatialdata_segment.core.flows3d import count_ends_3d, decode_flows_3d
 from spatialdata_segment.core.resize import resize_volume
+from spatialdata_segment.core.sinks3d import SEEN
 from spatialdata_segment.methods.cellpose.grid import tiled
 
 if TYPE_CHECKING:
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spatialdata_segment.core.flows import FlowObjects, FlowRules
+    from spatialdata_segment.core.plan import Window
     from spatialdata_segment.core.tiles import Tiling
+    from spatialdata_segment.methods.base import View
     from spatialdata_segment.methods.cellpose.grid import Resized
     from spatialdata_segment.methods.cellpose.run import Network
 
@@ -125,3 +130,34 @@ def _thickness(grid: Resized, held: Box, axis: int) -> int:
     """Return how many planes are looked at at once."""
     read = grid.source(_slab(held, axis, 0, 1)).size
     return max(1, int(SLAB_BYTES / (8.0 * (held.size + read))))
+
+
+def count_ends(maps: NDArray[Any], window: Window, box: Box, own: Box, rules: FlowRules) -> NDArray[np.int32] | None:
+    """Return how many paths from the voxels ``own`` end in each voxel of ``box``, a window's; see `Method.tally`."""
+    starts = Box(*(tuple(np.subtract(side, box.start).tolist()) for side in (own.start, own.stop)))
+    return count_ends_3d(maps, window.edge, rules, starts)
+
+
+def decode_window(
+    maps: NDArray[Any],
+    view: View,
+    box: Box,
+    whole: Box,
+    rules: FlowRules,
+    pick: tuple[NDArray[np.int64], ...] | None = None,
+) -> FlowObjects:
+    """Decode the maps of a window of a volume.
+
+    Parameters
+    ----------
+    maps, view
+        See `Method.decode`.
+    box, whole
+        Where the maps lie in the grid of all maps, and that grid.
+    rules, pick
+        See `decode_flows_3d`.
+    """
+    assert view.tally is not None
+    known = box.grow((SEEN,) * 3, whole)
+    before = tuple(np.subtract(box.start, known.start).tolist())
+    return decode_flows_3d(maps, view.window.edge, rules, view.tally(known), before, pick)
