@@ -163,7 +163,7 @@ def test_the_diameter_is_estimated_of_planes(gentle_file, image, tmp_path):
         estimate = partial(_estimated, method, info)
         values = measure_image(source, method.statistics(info), plan, Executor(1), "", diameter=estimate)
         found.append(method.adapted(info, values).diameter)
-    assert found[1] == pytest.approx(found[0])
+    assert found[1] == pytest.approx(found[0], rel=0.02)
     assert 5 < found[0] < 12
 
 
