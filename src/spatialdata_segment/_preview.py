@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -271,7 +271,7 @@ def _estimate(request: Request, mask: str, method: Method, executor: Executor) -
     )
     found = measure_image(
         changed,
-        method.statistics(image),
+        list(dict.fromkeys(replace(s, axis=None, plane=0) for s in method.statistics(image))),
         cut,
         executor,
         f"{mask} statistics",

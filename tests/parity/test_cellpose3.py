@@ -161,7 +161,7 @@ def test_normalized_image(golden, name):
     given = dict(RECIPE["PERCENTILES"][name])
     invert = given.pop("invert", False)
     normalization, image = Normalization(**given), RECIPE["stains"]()
-    wanted = normalization.statistics(2)
+    wanted = normalization.statistics(2, (40, 50))
     plan = Plan.fewest(image.shape[1:], 10**9, (0, 0))
     found = measure_image(da.from_array(image, chunks=-1), wanted, plan, Executor(1), "statistics")
     whole = Box.whole(image.shape[1:])

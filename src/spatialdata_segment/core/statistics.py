@@ -36,11 +36,16 @@ class Statistic:
     value
         The quantile, 0 to 1. Of the first four kinds: the quantile at which brighter pixels are clipped before,
         so that a speck of debris does not decide; 0: none are.
+    axis, plane
+        Of a quantile, the minimum and the maximum in a volume: that of one plane alone, the ``plane``-th along ``axis``
+        (0: z, 1: y, 2: x). None: of the whole image.
     """
 
     kind: Literal["otsu", "dark", "bright", "quantile", "minimum", "maximum", "radius", "diameter"]
     channel: int = 0
     value: float = 0.0
+    axis: int | None = None
+    plane: int = 0
 
     @property
     def label(self) -> str:
@@ -48,14 +53,15 @@ class Statistic:
         if self.kind == "diameter":
             return self.kind
         detail = f"_{self.value!r}" if self.kind == "quantile" else ""
-        return f"channel{self.channel}_{self.kind}{detail}"
+        where = "" if self.axis is None else f"_{'zyx'[self.axis]}{self.plane}"
+        return f"channel{self.channel}_{self.kind}{detail}{where}"
 
 
-def quantile_or_end(channel: int, q: float) -> Statistic:
+def quantile_or_end(channel: int, q: float, axis: int | None = None, plane: int = 0) -> Statistic:
     """Return the statistic of a quantile; 0 and 1 are the minimum and the maximum, which are exact."""
     if q in (0, 1):
-        return Statistic("maximum" if q else "minimum", channel)
-    return Statistic("quantile", channel, q)
+        return Statistic("maximum" if q else "minimum", channel, axis=axis, plane=plane)
+    return Statistic("quantile", channel, q, axis, plane)
 
 
 @dataclass(frozen=True)

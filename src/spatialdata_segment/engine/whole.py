@@ -20,6 +20,7 @@ from spatialdata_segment.core.shards import as_volume
 from spatialdata_segment.core.smooth import smooth
 from spatialdata_segment.core.statistics import Histogram, Statistic
 from spatialdata_segment.engine.scratch import write_json
+from spatialdata_segment.engine.whole_planes import measure_planes
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,14 +72,20 @@ def measure_image(
     before = _kept(path)
     if before is not None and all(s.label in before for s in wanted):
         return {s: before[s.label] for s in wanted}
-    histograms = _histograms(source, sorted({s.channel for s in wanted}), plan, executor, stage, least)
+    of_planes = [s for s in wanted if s.axis is not None]
+    reader = read or partial(read_source, source)
+    itemsize = source.shape[0] * source.dtype.itemsize
+    values = measure_planes(reader, source.shape[1:], of_planes, executor, stage, itemsize) if of_planes else {}
+    wanted = [s for s in wanted if s.axis is None]
+    channels = sorted({s.channel for s in wanted})
+    histograms = _histograms(source, channels, plan, executor, stage, least) if channels else {}
     bad = sum(h.non_finite for h in histograms.values())
     if bad:
         raise InputError(
             f"the image holds {bad} NaN or infinite pixels, expected finite values: replace them, for example by "
             "0 (numpy.nan_to_num)"
         )
-    values = {s: histograms[s.channel].compute(s) for s in wanted if s.kind not in ("radius", "diameter")}
+    values |= {s: histograms[s.channel].compute(s) for s in wanted if s.kind not in ("radius", "diameter")}
     for s in wanted:
         if s.kind == "radius":
             between = histograms[s.channel].clipped(s.value).between_classes()
@@ -88,7 +95,7 @@ def measure_image(
         if s.kind == "diameter":
             assert diameter is not None
             (values[s],) = executor.map(  # a network, where networks run
-                partial(diameter, read or partial(read_source, source)), [values], f"{stage}: diameter", on_device=True
+                partial(diameter, reader), [values], f"{stage}: diameter", on_device=True
             )
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,9 @@ from spatialdata_segment.core.statistics import quantile_or_end
 
 
 def applied(image: np.ndarray, normalization: Normalization, **options: bool) -> np.ndarray:
-    statistics = {s: float(np.quantile(image[s.channel], s.value)) for s in normalization.statistics(len(image))}
+    statistics = {
+        s: float(np.quantile(image[s.channel], s.value)) for s in normalization.statistics(len(image), image.shape[1:])
+    }
     shape = image.shape[1], image.shape[2]
     return normalization.apply(image, (0, 0), Box.whole(shape), shape, statistics, **options)
 
@@ -74,6 +76,6 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
 
 
 def test_only_percentiles_of_the_whole_ask_for_numbers() -> None:
-    assert Normalization().statistics(1) == [quantile_or_end(0, 0.01), quantile_or_end(0, 0.99)]
-    assert Normalization(lowhigh=(0, 1)).statistics(2) == []
-    assert Normalization(tile_norm_blocksize=100).statistics(2) == []
+    assert Normalization().statistics(1, (9, 9)) == [quantile_or_end(0, 0.01), quantile_or_end(0, 0.99)]
+    assert Normalization(lowhigh=(0, 1)).statistics(2, (9, 9)) == []
+    assert Normalization(tile_norm_blocksize=100).statistics(2, (9, 9)) == []

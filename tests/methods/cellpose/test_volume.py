@@ -103,6 +103,29 @@ def test_slabs_change_nothing(cellpose, image, monkeypatch):
     assert np.array_equal(method.predict(image[:, :0], view), expected)
 
 
+def test_levels_of_whole_planes(cellpose, image):
+    """With ``norm3D=False`` each plane is normalised by itself, in all orientations: as in 2D runs of every plane."""
+    pixels = (image * np.linspace(0.5, 2, SHAPE[0])[:, None, None]).astype(np.uint16)
+    method = cellpose(normalize=Normalization(norm3D=False, percentile=(0, 98)))
+    info, whole = ImageInfo(SHAPE, pixels.dtype), Box.whole(SHAPE)
+    source, plan = da.from_array(pixels, chunks=(1, 7, 20, 30)), Plan.fewest(SHAPE, 9_000, (0, 0, 0))
+    levels = measure_image(source, method.statistics(info), plan, Executor(1), "")
+    network, expected = method.load("cpu"), np.zeros((4, *SHAPE))
+    flat = Cellpose(**{**dict(method), "do_3D": False, "normalize": False})
+    for axis, (first, second) in enumerate([(1, 2), (0, 2), (0, 1)]):
+        for at in range(SHAPE[axis]):
+            plane = np.ascontiguousarray(np.take(pixels, at, axis + 1))
+            low, high = plane.min(), np.quantile(plane, 0.98)
+            assert levels[quantile_or_end(0, 0.0, axis, at)] == low
+            assert levels[quantile_or_end(0, 0.98, axis, at)] == pytest.approx(high)
+            said, _ = flat.whole_maps(network, (plane - low) / (high - low), {})
+            here = tuple(at if k == axis else slice(None) for k in range(3))
+            for part, to in enumerate((first, second, 3)):
+                expected[(to, *here)] += said[part]
+    view = View(Window(whole, whole, whole), info, levels, model=network, read=lambda box: pixels[:, *box.slices])
+    np.testing.assert_allclose(method.predict(pixels[:, :0], view), expected, atol=1e-4)
+
+
 def store(image, path=None):
     sdata = SpatialData(images={"image": Image3DModel.parse(image, dims=("c", "z", "y", "x"), chunks=(1, 10, 40, 40))})
     if path is not None:

@@ -343,7 +343,8 @@ class Cellpose(Method):
 
     def statistics(self, image: ImageInfo) -> tuple[Statistic, ...]:
         """Return the percentiles of each channel, and the diameter, as far as they are not given."""
-        wanted = self._normalization.statistics(image.n_channels) if self._normalization is not None else []
+        given = self._normalization
+        wanted = given.statistics(image.n_channels, image.shape) if given is not None else []
         return (*wanted, _DIAMETER) if self._asks_diameter else tuple(wanted)
 
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
@@ -454,12 +455,12 @@ class Cellpose(Method):
         plane = (shape[0], shape[1])
         return Tiling(plane, self._side, self.tile_overlap, self.augment, full=network.generation != "cpnet")
 
-    def _look(self, view: View, box: Box) -> NDArray[np.float32]:
-        """Return the voxels that the network sees in a box of its grid."""
+    def _look(self, view: View, box: Box, axis: int) -> NDArray[np.float32]:
+        """Return the voxels that the network sees in a box of its grid, in planes along an axis."""
         assert view.read is not None
         grid = self._grid(view.image.shape)
         source = grid.source(box)
-        image = self._normalized(view.read(source), source.start, source, grid, view.statistics)
+        image = self._normalized(view.read(source), source.start, source, grid, view.statistics, axis)
         return image if grid.is_same else resize_volume(image, source.start, *grid.to_network(box))
 
     def map_context(self, image: ImageInfo) -> tuple[int, ...]:
@@ -509,10 +510,12 @@ class Cellpose(Method):
         box: Box,
         grid: Resized,
         statistics: Mapping[Statistic, float],
+        axis: int = 0,
     ) -> NDArray[np.float32]:
         """Return a box of ``(c, [z], y, x)`` pixels that begin at ``origin``, as `normalize` has it."""
         if self._normalization is not None:
-            return self._normalization.apply(pixels, origin, box, grid.image, statistics, invert=self.invert)
+            levels = statistics
+            return self._normalization.apply(pixels, origin, box, grid.image, levels, invert=self.invert, axis=axis)
         inner = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, origin, strict=True))
         return pixels[(slice(None), *inner)].astype(np.float32)
 

@@ -43,7 +43,7 @@ def smoothing_radius(sigma: Sigma) -> tuple[int, ...]:
 
 def volume_maps(
     network: Network,
-    look: Callable[[Box], NDArray[np.float32]],
+    look: Callable[[Box, int], NDArray[np.float32]],
     layout: Callable[[tuple[int, int]], Tiling],
     grid: Resized,
     window: Box,
@@ -58,7 +58,7 @@ def volume_maps(
     network
         What runs on planes.
     look
-        Returns the voxels ``(c, z, y, x)`` that the network sees, of a box of its grid.
+        Returns the voxels ``(c, z, y, x)`` that the network sees, of a box of its grid and in planes along an axis.
     layout
         Returns the tiles of a plane of some shape.
     grid
@@ -91,7 +91,7 @@ def volume_maps(
 
 def _summed(
     network: Network,
-    look: Callable[[Box], NDArray[np.float32]],
+    look: Callable[[Box, int], NDArray[np.float32]],
     layout: Callable[[tuple[int, int]], Tiling],
     grid: Resized,
     box: Box,
@@ -106,7 +106,7 @@ def _summed(
         at_once = _thickness(grid, held, axis)
         for start in range(box.start[axis], box.stop[axis], at_once):
             slab = _slab(held, axis, start, min(start + at_once, box.stop[axis]))
-            images = np.moveaxis(look(slab), axis + 1, 0)
+            images = np.moveaxis(look(slab, axis), axis + 1, 0)
             for at, maps in enumerate(network.planes(images, held.start, tiling, wanted), start - box.start[axis]):
                 here = tuple(at if k == axis else slice(None) for k in range(3))
                 for part, to in enumerate((first, second, 3)):
