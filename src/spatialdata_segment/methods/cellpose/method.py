@@ -439,6 +439,10 @@ class Cellpose(Method):
         anchors = grid.placed(found.sinks + np.array(box.start)) - np.array(window.box.start)
         return _one_each(Decoded(found.labels, anchors, found.complete, found.reasons))
 
+    def without_least_size(self, image: ImageInfo) -> tuple[Self, float]:
+        """Leave ``min_size`` to whole objects."""
+        return self.model_copy(update={"min_size": -1}), float(self.min_size)
+
     @property
     def decodes_on_device(self) -> bool:
         """Whether paths are followed where the network runs."""
