@@ -379,10 +379,25 @@ def test_whole_objects_are_too_small_not_their_caps():
     assert judged(apart) == [(9, "too_small", 1), (16, "", 1), (9, "too_small", 1), (9, "too_small", 1)]
 
 
+def test_ties_are_those_of_the_plane(tmp_path):
+    """In the second plane the left nucleus comes first in raster order; of the 3D objects it is the second."""
+    pixels = squares([(1, 8, 5, 8), (2, 4, 14, 8)], [(1, 6, 5, 8), (2, 6, 14, 8)])
+    method, nucleus = ExpandNuclei(distance=1, stitch_threshold=0.5), Judged(stitch_threshold=0.5)
+    cells = tile(pixels, method, whole_plan(pixels.shape[1:]), tmp_path / "v", nucleus=nucleus).labels
+    plane = tile(pixels[:, 1], ExpandNuclei(distance=1), whole_plan((30, 30)), tmp_path / "p", nucleus=Judged()).labels
+    assert cells[:, 8, 6].tolist() == [2, 2]
+    assert plane[8, 13] == plane[8, 6]
+    assert cells[1, 8, 13] == 2
+
+
 def test_cells_of_one_grown_from_nuclei_that_are_too_small_are_not_there():
     """A plane's nucleus is no seed where the whole of it is rejected; it is one where the whole is large enough."""
     caps = squares([(1, 5, 5, 3)], [(1, 5, 5, 4)], [(1, 5, 5, 3), (2, 20, 20, 3)])
-    flow = Workflow(nucleus=Judged(least=16, stitch_threshold=0.5), cell=ExpandNuclei(distance=1, stitch_threshold=0.3))
+    flow = Workflow(
+        nucleus=Judged(least=16, stitch_threshold=0.5),
+        cell=ExpandNuclei(distance=1, stitch_threshold=0.3),
+        match_masks=False,
+    )
     sdata = segment(sdata_of(caps), "image", flow, shapes=False, progress=False)
     assert np.array_equal(labels_of(sdata)[:, 6, 6], [1, 1, 1])
     assert not labels_of(sdata)[:, 20:, 20:].any()
@@ -475,38 +490,43 @@ def test_label_image_joins_nothing(image):
 # regions
 
 
-@pytest.mark.parametrize("shard_size", [2000, 700])
-@pytest.mark.parametrize("kind", ["nucleus", "pair"])
-def test_a_region_holds_whole_objects(kind, shard_size):
-    """Rods that lean: they begin inside and end far outside, and the other way round."""
+@pytest.mark.parametrize("kind", ["nucleus", "pair", "mask"])
+def test_a_region_holds_whole_objects(kind):
+    """Rods that lean, and a region that is one core: they begin inside and end far outside, or the other way round."""
     pixels = np.zeros((2, 12, 60, 100), np.uint16)
     for y in range(3, 55, 10):
         for x0 in range(2, 60, 12):
-            for z in range(12):
+            for z in range(5 if x0 % 24 == 2 else 0, 12):
                 x = x0 + (3 * z if y % 20 == 3 else 33 - 3 * z)
                 pixels[:, z, y : y + 6, x : x + 7] = 1000 + y * 10 + x0
-    nucleus = Function(function=bright, context_px=0, channels=0, stitch_threshold=0.2)
-    flow = {"nucleus": nucleus}
+    flow = {"nucleus": Function(function=bright, context_px=0, channels=0, stitch_threshold=0.2)}
     if kind == "pair":
         flow["cell"] = Function(function=bright, context_px=0, channels=1, stitch_threshold=0.2)
     options = {"shapes": False, "progress": False, "overlap_px": 9}
-    every = segment(sdata_of(pixels), "image", Workflow(**flow), **options)
-    part = segment(
-        sdata_of(pixels), "image", Workflow(**flow), bounding_box=(20, 10, 45, 40), shard_size=shard_size, **options
-    )
+    cut = plan_of(sdata_of(pixels), "image", Workflow(**flow), shard_size=2000, overlap_px=9).masks["nucleus"]
+    edges = [[n * i // k for i in range(k + 1)] for n, k in zip((12, 60, 100), cut.grid, strict=True)]
+    (z0, z1), (y0, y1), (x0, x1) = ((e[len(e) // 2 - 1], e[len(e) // 2]) for e in edges)
+    assert z1 - z0 < 12
+    every, sdata = (segment(sdata_of(pixels), "image", Workflow(**flow), **options), sdata_of(pixels))
+    if kind == "mask":
+        roi = np.zeros(pixels.shape[1:], np.uint8)
+        roi[z0:z1, y0:y1, x0:x1] = 1
+        sdata["roi"] = Labels3DModel.parse(roi, dims=("z", "y", "x"))
+        region = {"roi_key": "roi"}
+    else:
+        region, z0, z1 = {"bounding_box": (x0 + 0.2, y0 + 0.2, x1 - 0.2, y1 - 0.2)}, 0, 12
+    part = segment(sdata, "image", Workflow(**flow), shard_size=2000, **region, **options)
     name = "cell" if kind == "pair" else "nucleus"
     whole, some = labels_of(every, name), labels_of(part, name)
-    ids = np.unique(some[some > 0])
-    assert 3 < len(ids) < whole.max()
-    inside = set()
+    inside, outside = 0, 0
     for i in range(1, whole.max() + 1):
-        z, y, x = (a[0] for a in np.nonzero(whole == i))  # the anchor is that of the first plane: 3 px from its corner
-        if 10 <= y + 2 < 40 and 20 <= x + 3 < 45:
-            inside.add(i)
-            (found,) = np.unique(some[whole == i])
-            assert np.array_equal(some == found, whole == i)
-            del z
-    assert len(inside) == len(ids)
+        first = np.argwhere(whole == i)[0] + [0, 2, 3]  # the anchor is that of the first plane
+        within = np.all((first >= [z0, y0, x0]) & (first < [z1, y1, x1]))
+        found = np.unique(some[whole == i])
+        assert found.tolist() == [some[whole == i].max() if within else 0]
+        inside, outside = inside + within, outside + (not within)
+    assert inside == some.max() > 1
+    assert outside > 10
 
 
 # runs
@@ -624,6 +644,6 @@ def test_workflow_files_and_the_command_line(image, tmp_path):
     file = tmp_path / "flow.yml"
     file.write_text("nucleus: {method: threshold-nuclei, threshold: 1500, min_distance: 4, debris: 0, "
                     "stitch_threshold: 0.3}\n")  # fmt: skip
-    assert main(["run", str(store), "image", "--workflow", str(file), "--quiet"]) == 0
+    assert main(["run", str(store), "--workflow", str(file), "--quiet"]) == 0
     expected = segment(sdata_of(image), "image", Workflow(nucleus=with_threshold(NUCLEI, 0.3)), progress=False)
     assert np.array_equal(labels_of(SpatialData.read(store), "nucleus"), labels_of(expected, "nucleus"))
