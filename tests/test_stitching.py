@@ -49,7 +49,7 @@ from spatialdata_segment.testing.tiling import make_plan, tile, whole_plan
 SHAPE = (8, 66, 78)
 NUCLEI = ThresholdNuclei(threshold=1500, min_distance=4, debris=0)
 few = settings(
-    max_examples=12, deadline=None, derandomize=True, database=None,
+    max_examples=10, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 
@@ -230,12 +230,12 @@ def test_cells_in_3d_grow_from_stitched_nuclei(image, tmp_path):
 
 @few
 @given(
-    data=st.data(), pixels=tissue_images(3, min_side=8, max_side=40), threshold=st.sampled_from([0, 0.1, 0.3, 0.6, 1.0])
+    data=st.data(), pixels=tissue_images(3, min_side=8, max_side=30), threshold=st.sampled_from([0, 0.1, 0.3, 0.6, 1.0])
 )  # fmt: skip
 def test_tiling_invariance(data, pixels, threshold, tmp_path_factory):
     shape = pixels.shape[1:]
     method = data.draw(st.sampled_from([
-        ThresholdNuclei(threshold="otsu", min_distance=4), DummyNetwork(tile=8), ThresholdNuclei(contact_filter=0.5),
+        ThresholdNuclei(threshold="otsu", min_distance=4), DummyNetwork(tile=16), ThresholdNuclei(contact_filter=0.5),
         Function(function=blobs, context_px=5), ExpandNuclei(distance=4.5),
     ]))  # fmt: skip
     nucleus = with_threshold(NUCLEI, 0.4) if method.seeded else None
@@ -253,7 +253,7 @@ def test_tiling_invariance(data, pixels, threshold, tmp_path_factory):
     assert np.array_equal(parts.mask.objects.reason, whole.mask.objects.reason)
 
 
-@pytest.mark.parametrize("core", [(1, 66, 78), (2, 33, 39), (8, 20, 20), (5, 66, 11)])
+@pytest.mark.parametrize("core", [(1, 66, 78), (2, 33, 39), (8, 22, 40), (5, 66, 20)])
 def test_plans_and_threads_and_phases_agree(image, core, tmp_path):
     method = with_threshold(ThresholdNuclei(threshold="otsu"), 0.3)
     whole = tile(image[:1], method, whole_plan(SHAPE), tmp_path / "whole")
@@ -269,7 +269,7 @@ def test_what_is_joined_is_what_is_written_where_shards_disagree(image, tmp_path
         return ndimage.label(window[0] > 0.8 * window[0].mean() + 500)[0]
 
     method = Function(function=by_window, context_px=1, stitch_threshold=0.3)
-    found = tile(image[:1], method, make_plan(SHAPE, (3, 21, 19), (0, 2, 2)), tmp_path)
+    found = tile(image[:1], method, make_plan(SHAPE, (4, 33, 39), (0, 2, 2)), tmp_path)
     evidence = found.mask.evidence
     assert evidence["twins"] + evidence["adopted"] + evidence["contested_px"] > 0
     objects = found.mask.objects
@@ -418,8 +418,8 @@ def test_the_least_of_the_threshold_method_is_of_whole_objects():
 
 @pytest.mark.parametrize("threshold", [None, 0, 0.4])
 def test_one_plane_is_an_image(image, threshold, tmp_path):
-    method = DummyNetwork(tile=8, stitch_threshold=threshold)
-    volume = tile(image[:1, 2:3], method, make_plan((1, *SHAPE[1:]), (1, 30, 40), (0, 8, 8)), tmp_path / "v")
+    method = DummyNetwork(tile=32, stitch_threshold=threshold)
+    volume = tile(image[:1, 2:3], method, make_plan((1, *SHAPE[1:]), (1, 30, 40), (0, 31, 31)), tmp_path / "v")
     plane = tile(image[:1, 2], method, whole_plan(SHAPE[1:]), tmp_path / "p")
     assert plane.labels.max() > 3
     assert np.array_equal(volume.labels[0], plane.labels)
@@ -448,8 +448,8 @@ def test_an_image_has_nothing_to_join(image, tmp_path):
 
 def test_a_method_of_planes_says_what_it_does_with_a_volume(image):
     with pytest.warns(SegmentationWarning, match="pass stitch_threshold=, such as 0.25"):
-        found = segment(sdata_of(image[:1]), "image", DummyNetwork(tile=8), shapes=False, table=False, progress=False)
-    told = DummyNetwork(tile=8, stitch_threshold=0)
+        found = segment(sdata_of(image[:1]), "image", DummyNetwork(tile=32), shapes=False, table=False, progress=False)
+    told = DummyNetwork(tile=32, stitch_threshold=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", SegmentationWarning)
         again = segment(sdata_of(image[:1]), "image", told, shapes=False, table=False, progress=False)
@@ -532,9 +532,7 @@ def test_a_region_holds_whole_objects(kind):
 # runs
 
 
-def test_every_plan_and_executor_writes_the_same(image, tmp_path):
-    from distributed import Client, LocalCluster
-
+def test_every_plan_writes_the_same(image, tmp_path):
     flow = Workflow(nucleus=with_threshold(ThresholdNuclei(), 0.3), cell=ExpandNuclei(distance=2, stitch_threshold=0.3))
 
     def written(name, **options):
@@ -549,12 +547,6 @@ def test_every_plan_and_executor_writes_the_same(image, tmp_path):
     assert first[0].max() > 3
     runs = {"thin": {"shard_size": 2 * 40 * 78, "n_jobs": 1}, "threads": {"shard_size": 4000, "n_jobs": 3}}
     found = [written(name, **options) for name, options in runs.items()]
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster, set_as_default=False) as client,
-        client.as_current(),
-    ):
-        found.append(written("distributed", shard_size=9000))
     for other in found:
         for a, b in zip(first, other, strict=True):
             assert a.equals(b) if hasattr(a, "equals") else np.array_equal(a, b)
@@ -617,11 +609,13 @@ def _adapted(flow, image):
 
 
 def test_kept_maps_of_planes_lie_in_planes(image, tmp_path):
-    method = DummyNetwork(tile=8, stitch_threshold=0.3)
+    method = DummyNetwork(tile=32, stitch_threshold=0.3)
     maps = predict(sdata_of(image[:1]), "image", method, tmp_path / "maps", shard_size=10_000, progress=False)
     assert zarr.open_array(maps / "cell/maps").chunks[1] == 1
     fused = segment(sdata_of(image[:1]), "image", method, shapes=False, table=False, progress=False)
-    apart = decode(maps, workflow=DummyNetwork(tile=8, stitch_threshold=0.3), shapes=False, table=False, progress=False)
+    apart = decode(
+        maps, workflow=DummyNetwork(tile=32, stitch_threshold=0.3), shapes=False, table=False, progress=False
+    )
     assert labels_of(fused).max() > 3
     assert np.array_equal(labels_of(apart), labels_of(fused))
 
