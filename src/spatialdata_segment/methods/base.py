@@ -223,10 +223,6 @@ class Method(BaseModel):
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
-    def works_in(self, ndim: int) -> bool:
-        """Tell whether it works on images of so many spatial axes by itself, with these settings; see `ndims`."""
-        return ndim in self.ndims
-
     def without_least_size(self, image: ImageInfo) -> tuple[Self, float]:
         """Return the method that rejects no object for being small, and the pixels that an object must have.
 

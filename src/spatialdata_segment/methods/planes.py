@@ -204,21 +204,21 @@ def suited(methods: Mapping[str, Method], shape: tuple[int, ...]) -> dict[str, M
 
 def by_planes(method: Method, ndim: int) -> bool:
     """Tell whether a method segments images of so many spatial axes plane by plane."""
-    return ndim == 3 and (method.stitch_threshold is not None or not method.works_in(3))
+    return ndim == 3 and (method.stitch_threshold is not None or 3 not in method.ndims)
 
 
 def _suited(method: Method, shape: tuple[int, ...]) -> Method:
     threshold, ndim = method.stitch_threshold, len(shape)
-    if method.works_in(ndim) and not by_planes(method, ndim):
+    if ndim in method.ndims and not by_planes(method, ndim):
         return method
-    if ndim == 2 or not method.works_in(2):
-        if method.works_in(ndim):
+    if ndim == 2 or 2 not in method.ndims:
+        if ndim in method.ndims:
             raise InputError(
                 f"stitch_threshold={threshold}: {method.name} works on volumes alone, and has no planes to stitch; "
                 "leave it out"
             )
         raise InputError(
-            f"{method.name} works on {' and '.join(f'{n}D' for n in (2, 3) if method.works_in(n))} images, and this "
+            f"{method.name} works on {' and '.join(f'{n}D' for n in sorted(method.ndims))} images, and this "
             f"one is {ndim}D with shape {shape}"
         )
     if threshold is None and shape[0] > 1:
