@@ -12,6 +12,7 @@ forward  ``tiles`` (n, 2, y, x) float32, already normalised -> ``maps`` (n, 3, y
 masks    ``maps`` (3, y, x) or (4, z, y, x), settings ``niter``, ``flow_threshold``, ``min_size``, ``do_3D`` ->
          ``labels`` by `dynamics.compute_masks` on the CPU
 eval     images ``0`` ..., settings ``model``, ``diameters`` -> labels ``0`` ... by `CellposeModel.eval`
+stitch   ``volume`` (z, y, x), settings ``model``, ``diameter``, ``threshold`` -> ``labels``, by `CellposeModel.eval`
 
 All of them write ``seconds`` too, of the work alone, and ``version``.
 """
@@ -108,7 +109,16 @@ def evaluate(given: Arrays, model: str, diameters: list[float]) -> Arrays:
     return {**found, "seconds": time.perf_counter() - start}
 
 
-TASKS = {"flows": flows, "maps": maps, "forward": forward, "masks": masks, "eval": evaluate}
+def stitch(given: Arrays, model: str, diameter: float, threshold: float) -> Arrays:
+    """Segment the planes of a volume, and stitch them."""
+    cellpose, volume = load(model), given["volume"]
+    cellpose.eval(volume[0], channels=[0, 0], diameter=diameter)
+    start = time.perf_counter()
+    labels = cellpose.eval(volume, channels=[0, 0], z_axis=0, diameter=diameter, stitch_threshold=threshold)[0]
+    return {"labels": labels.astype(np.int32), "seconds": time.perf_counter() - start}
+
+
+TASKS = {"flows": flows, "maps": maps, "forward": forward, "masks": masks, "eval": evaluate, "stitch": stitch}
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import spatialdata as sd
 from distributed import Client, LocalCluster
 from scipy import ndimage
 
-from spatialdata_segment import ExpandNuclei, Function, Workflow, _write, plan, segment
+from spatialdata_segment import ExpandNuclei, Function, ThresholdNuclei, Workflow, _write, plan, segment
 from spatialdata_segment.engine.events import Event, listen
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.errors import ClusterError, InputError, ScratchError
@@ -242,3 +242,17 @@ def test_a_task_that_kills_its_workers() -> None:
 def deadly(image: np.ndarray) -> np.ndarray:
     os.kill(os.getpid(), signal.SIGKILL)
     return image
+
+
+def test_planes_are_stitched_on_workers(cluster: LocalCluster) -> None:
+    """The counts of planes, the table of what is joined, seeds of planes: read by workers from the scratch."""
+    flow = Workflow(nucleus=ThresholdNuclei(stitch_threshold=0.3), cell=ExpandNuclei(distance=2, stitch_threshold=0.3))
+    volume = {"shape": (6, 70, 80), "seed": 4, "cell_diameter": 16, "anisotropy": 2.0}
+    options = {"progress": False, "shapes": False, "shard_size": 3 * 40 * 80}
+    here = segment(Tissue(**volume).to_spatialdata(), "image", flow, n_jobs=1, **options)
+    with Client(cluster):
+        there = segment(Tissue(**volume).to_spatialdata(), "image", flow, **options)
+    assert labels(here).max() > 3
+    assert np.array_equal(labels(there), labels(here))
+    assert there["segmentation_candidates"].obs.equals(here["segmentation_candidates"].obs)
+    assert there["segmentation_table"].uns == here["segmentation_table"].uns

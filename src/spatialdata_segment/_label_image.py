@@ -21,6 +21,7 @@ from spatialdata_segment.engine.shard import Job
 from spatialdata_segment.engine.whole import read_source
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.methods.base import ImageInfo
+from spatialdata_segment.methods.planes import Planes, suited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -82,8 +83,13 @@ def label_image(
     flow, mask, chosen = _only(method)
     shape = tuple(int(n) for n in data.shape[1:])
     info = ImageInfo(shape, data.dtype, checked_pixel_size(pixel_size, len(shape)))
-    if info.ndim not in chosen.ndims:
-        raise InputError(f"{chosen.name} does not work on {info.ndim}D images, and this one has shape {shape}")
+    chosen = suited({mask: chosen}, shape)[mask]
+    if isinstance(chosen, Planes) and chosen.joins:
+        raise InputError(
+            f"stitch_threshold={chosen.plane.stitch_threshold}: which planes hold an object is known when all are "
+            "labelled, and label_image labels a crop by itself. Give 0 and join the planes with stitch_planes(), or "
+            "use segment()"
+        )
     at = _channels(image, channels, flow, mask, data)
     plan = Plan.fewest(shape, checked_shard_size(shard_size, len(shape)), halo_of(chosen, info, overlap_px))
     source, before = read_channels(data, at), flow.preprocessing({mask: roles(chosen, mask, len(at))})[mask]

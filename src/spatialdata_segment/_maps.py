@@ -30,6 +30,7 @@ from spatialdata_segment.engine.scratch import Scratch, write_json
 from spatialdata_segment.engine.shard import Job
 from spatialdata_segment.errors import InputError, MissingError, ScratchError, is_whole
 from spatialdata_segment.methods.base import ImageInfo
+from spatialdata_segment.methods.planes import Planes, by_planes, suited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -120,7 +121,8 @@ def _manifest(ready: Prepared) -> dict[str, Any]:
     for name, job in ready.jobs.items():
         assert job.maps is not None
         original, levels = request.workflow.methods()[name], ready.measured[name]
-        adapted = {k: v for k, v in job.method if getattr(original, k) != v}
+        method = job.method.plane if isinstance(job.method, Planes) else job.method
+        adapted = {k: v for k, v in method if getattr(original, k) != v}
         masks[name] = {
             "adapted": adapted,
             "fingerprint": original.fingerprint(),
@@ -226,7 +228,7 @@ def prepared_of(
     info = ImageInfo(shape, np.dtype(kept["dtype"]), None if size is None else tuple(size))
     images = {m: replace(info, dtype=np.dtype(k["dtype"]), n_channels=len(k["channels"])) for m, k in masks.items()}
     before = {m: Measured(_numbers(k["levels"]), _numbers(k["statistics"])) for m, k in masks.items()}
-    methods = {m: _adapted(m, flow, kept, images, before) for m in flow.methods()}
+    methods = suited({m: _adapted(m, flow, kept, images, before) for m in flow.methods()}, shape)
     measured = {m: before[m] for m in methods}
     overlap = kept["overlap_px"] if overlap_px is None else overlap_px
     if overlap_px is None and is_whole(overlap):
@@ -241,6 +243,7 @@ def prepared_of(
         ref=ref,
         info=info,
         workflow=flow,
+        methods=methods,
         channels=channels,
         preprocessing=preprocessing,
         images=images,
@@ -336,8 +339,14 @@ def _adapted(
     if before is None or before["method"] != asked.name:
         had = "none" if before is None else repr(before["method"])
         raise InputError(f"the {mask} method is {asked.name!r}, and the maps have {had}: predict with this workflow")
+    ndim, stitched = len(images[mask].shape), before.get("stitch_threshold")
+    if by_planes(asked, ndim) != by_planes(asked.model_copy(update={"stitch_threshold": stitched}), ndim):
+        raise InputError(
+            f"{mask}.stitch_threshold is {asked.stitch_threshold!r}, and the maps were predicted with {stitched!r}: "
+            "one is of planes and the other of the volume; predict again"
+        )
     for name, value in now.items():
-        if name not in asked.decode_parameters and value != before.get(name):
+        if name not in (*asked.decode_parameters, "stitch_threshold") and value != before.get(name):
             raise InputError(
                 f"{mask}.{name} is {value!r}, and the maps were predicted with {before.get(name)!r}: predict again; "
                 f"decoding may change {', '.join(sorted(asked.decode_parameters)) or 'none of its parameters'}"
@@ -350,7 +359,7 @@ def _adapted(
 
 
 def _said(before: Mapping[str, Any], method: Method) -> dict[str, Any]:
-    now = method.model_dump(mode="json", include=set(method.decode_parameters))
+    now = method.model_dump(mode="json", include={*method.decode_parameters, "stitch_threshold"})
     return {k: now.get(k, v) for k, v in before.items()}
 
 

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from spatialdata_segment._elements import ImageRef
 from spatialdata_segment._request import Request, halo_of, make_plans
 from spatialdata_segment.engine.arrays import zarr_array
+from spatialdata_segment.engine.join import JoinedLabels
 from spatialdata_segment.engine.mask import Mask, run_mask
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.preprocess import Measured, measure
@@ -17,13 +20,18 @@ from spatialdata_segment.engine.shard import Job
 from spatialdata_segment.engine.stitch import MissingCoresError
 from spatialdata_segment.engine.stored import folders_of, is_carried, put_down
 from spatialdata_segment.errors import InputError
+from spatialdata_segment.methods.planes import Planes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from spatialdata_segment._request import Region
+    from spatialdata_segment.core.boxes import Box
     from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.engine.executor import Executor
+    from spatialdata_segment.engine.stitch import StitchedLabels
+    from spatialdata_segment.methods.base import Method, Seeds
 
 
 @contextmanager
@@ -93,7 +101,7 @@ def prepare(
     """
     found: dict[str, Measured] = {}
     jobs, plans = {}, {}
-    for name, method in request.workflow.methods().items():
+    for name, method in request.methods.items():
         plan, image = request.plans[name], request.images[name]
         source, preprocessing = request.source(name), request.preprocessing[name]
         numbers = (measured or {}).get(name)
@@ -129,7 +137,7 @@ def prepare(
         )
 
     def cut(shard_size: int) -> dict[str, Plan]:
-        cores = make_plans(request.workflow.methods(), request.info, shard_size, request.overlap_px)
+        cores = make_plans(request.methods, request.info, shard_size, request.overlap_px)
         return {name: replace(plan, halo=plans[name].halo) for name, plan in cores.items()}
 
     check_memory(plans, {name: job.method for name, job in jobs.items()}, request.images, executor, cut)
@@ -145,9 +153,8 @@ def run_masks(ready: Prepared, executor: Executor, part: Callable[[str], Path]) 
         try:
             for name, job in jobs.items():
                 before = masks.get("nucleus") if name == "cell" else None
-                seeds = before.labels.seeds if before is not None and job.method.seeded else None
                 masks[name] = run_mask(
-                    replace(job, seeds=seeds),
+                    replace(job, seeds=None if before is None else seeds_of(before.labels, job.method)),
                     part(name),
                     needed[name],
                     executor,
@@ -158,7 +165,34 @@ def run_masks(ready: Prepared, executor: Executor, part: Callable[[str], Path]) 
         except MissingCoresError as error:  # a cell at the region's edge needs nuclei from farther away
             needed["nucleus"] = sorted({*needed["nucleus"], *error.cores})
             masks.clear()
+            continue
+        if request.region is not None and (lacking := _lacking(request.region, masks)):
+            needed = {name: sorted({*cores, *lacking.get(name, ())}) for name, cores in needed.items()}
+            masks.clear()
     return masks
+
+
+def seeds_of(nuclei: StitchedLabels, method: Method) -> Callable[[Box], Seeds] | None:
+    """Return what reads the seeds of a method: a plane is grown from the nuclei of that plane."""
+    if not method.seeded:
+        return None
+    if isinstance(method, Planes) and isinstance(nuclei, JoinedLabels):
+        return nuclei.seeds_of_planes
+    return nuclei.seeds
+
+
+def _lacking(region: Region, masks: Mapping[str, Mask]) -> dict[str, set[int]]:
+    """Return the cores without which objects joined of planes, inside a region or matched with one, may be cut."""
+    wanted = {name: mask.objects.ids[region.holds(mask.objects.anchor)] for name, mask in masks.items()}
+    pairs = masks["cell"].pairs if len(masks) == 2 else None
+    if pairs is not None:
+        nuclei, cells = pairs.a[np.isin(pairs.b, wanted["cell"])], pairs.b[np.isin(pairs.a, wanted["nucleus"])]
+        wanted = {"nucleus": np.union1d(wanted["nucleus"], nuclei), "cell": np.union1d(wanted["cell"], cells)}
+    found = {
+        name: set().union(*(mask.open[i] for i in wanted[name].tolist() if i in mask.open))
+        for name, mask in masks.items()
+    }
+    return {name: cores for name, cores in found.items() if cores}
 
 
 def needed_shards(request: Request, mask: str) -> list[int]:

@@ -22,6 +22,7 @@ from spatialdata_segment.engine.memory import shard_bytes
 from spatialdata_segment.engine.preprocess import Measured, estimate_diameter
 from spatialdata_segment.engine.whole import measure_image, read_source
 from spatialdata_segment.errors import InputError
+from spatialdata_segment.methods.planes import Planes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -136,7 +137,7 @@ def plan(
     """
     executor = Executor(n_jobs)
     request = resolve(sdata, image_key, as_workflow(workflow), executor=executor, **_planned(options))
-    methods = request.workflow.methods()
+    methods = request.methods
     masks = {name: _mask_plan(request, name, method) for name, method in methods.items()}
     pixels = float(np.prod(request.info.shape))
     per_pixel = _SCRATCH_BYTES_PER_PIXEL * len(masks) + _RESULT_BYTES_PER_PIXEL * len(request.written)
@@ -232,7 +233,7 @@ def preview(
     settings = _planned(options)
     with progress_bars(progress):
         whole = resolve(sdata, image_key, flow, executor=executor, **(settings | {"scale": scale}))
-        measured = {m: _estimate(whole, m, method, executor) for m, method in flow.methods().items()}
+        measured = {m: _estimate(whole, m, method, executor) for m, method in whole.methods.items()}
         request = resolve(crop, image_key, flow, executor=executor, **settings)
         execute(crop, request, executor, measured=measured)
     return crop
@@ -277,5 +278,6 @@ def _estimate(request: Request, mask: str, method: Method, executor: Executor) -
         f"{mask} statistics",
         least=before.least(),
         diameter=lambda _, known: diameter(known),
+        by_plane=isinstance(method, Planes),
     )
     return Measured(levels, found)

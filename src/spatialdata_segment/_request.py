@@ -23,6 +23,7 @@ from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.engine.whole import read_source
 from spatialdata_segment.errors import InputError, SegmentationWarning, is_whole
 from spatialdata_segment.methods.base import ImageInfo
+from spatialdata_segment.methods.planes import Planes, suited
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,6 +99,8 @@ class Request:
         The image; of one that is not at hand its grid.
     workflow
         The methods and rules.
+    methods
+        What segments each mask of this image: the workflow's methods, some of them plane by plane.
     channels
         The channels that each mask's method reads.
     preprocessing
@@ -125,6 +128,7 @@ class Request:
     ref: _elements.Grid
     info: ImageInfo
     workflow: Workflow
+    methods: dict[str, Method]
     channels: dict[str, tuple[Channel, ...]]
     preprocessing: dict[str, Preprocessing]
     images: dict[str, ImageInfo]
@@ -272,7 +276,7 @@ def resolve(
     if ref.data.dtype == np.float16:
         raise InputError(f"image {image_key!r} has dtype float16, which the kernels do not know: cast it to float32")
     matrix = _elements.pixel_matrix(ref.transformations[to_coordinate_system], len(shape))
-    methods = workflow.methods()
+    methods = suited(workflow.methods(), shape)
     inputs = _inputs(ref, workflow, channels)
     if info.pixel_size is None:
         _needs_no_pixel_size(workflow)
@@ -281,6 +285,7 @@ def resolve(
         ref=ref,
         info=info,
         workflow=workflow,
+        methods=methods,
         channels=inputs,
         preprocessing=preprocessing,
         images={m: _image(ref, info, c, preprocessing[m]) for m, c in inputs.items()},
@@ -335,16 +340,9 @@ def _inputs(
 
 
 def make_plans(
-    methods: dict[str, Method], info: ImageInfo, shard_size: int | None, overlap_px: int | Sequence[int] | None
+    methods: Mapping[str, Method], info: ImageInfo, shard_size: int | None, overlap_px: int | Sequence[int] | None
 ) -> dict[str, Plan]:
-    halos: dict[str, tuple[int, ...]] = {}
-    for mask, method in methods.items():
-        if info.ndim not in method.ndims:
-            raise InputError(
-                f"{method.name} works on {' and '.join(f'{n}D' for n in sorted(method.ndims))} images, and this "
-                f"one is {info.ndim}D with shape {info.shape}"
-            )
-        halos[mask] = halo_of(method, info, overlap_px)
+    halos = {mask: halo_of(method, info, overlap_px) for mask, method in methods.items()}
     widest = tuple(max(h) for h in zip(*halos.values(), strict=True))
     cores = Plan.fewest(info.shape, checked_shard_size(shard_size, info.ndim), widest)
     return {mask: Plan(info.shape, cores.chunks, halo) for mask, halo in halos.items()}
@@ -382,8 +380,10 @@ def halo_of(method: Method, info: ImageInfo, overlap_px: int | Sequence[int] | N
     values = np.ravel(overlap_px).tolist()
     given = tuple(values * info.ndim if np.isscalar(overlap_px) else values)
     least = method.context(info)
+    if isinstance(method, Planes) and given:
+        given = (0, *given[1:])  # planes know nothing of each other
     if isinstance(overlap_px, AtLeast):
-        return tuple(max(int(overlap_px), n) for n in least)
+        return tuple(max(int(g), n) for g, n in zip(given, least, strict=True))
     if len(given) != info.ndim or not all(is_whole(g) and g >= n for g, n in zip(given, least, strict=True)):
         raise InputError(
             f"overlap_px={overlap_px!r}: expected a whole number, or one per axis, of at least {least} pixels, the "

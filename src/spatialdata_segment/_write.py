@@ -29,6 +29,7 @@ from spatialdata_segment.engine.executor import shared
 from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.stored import Stored
 from spatialdata_segment.errors import InputError, SegmentationWarning
+from spatialdata_segment.methods.planes import Planes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.engine.executor import Executor
     from spatialdata_segment.engine.mask import Mask
     from spatialdata_segment.engine.stitch import StitchedLabels
+    from spatialdata_segment.methods.base import Method
 
 logger = logging.getLogger(__name__)
 
@@ -311,7 +313,7 @@ def _stage_cells(
     shown = "cell" if "cell" in request.written else "nucleus"
     parts = [b.intensities for b in blocks if b.intensities is not None]
     means = _means(combine_intensities(parts), fate, request) if parts else None
-    counts = {m: {"candidates": len(o), "kept": int(outcome.fate(m).is_kept.sum())} for m, o in outcome.objects.items()}
+    counts = {m: _counts(request.methods[m], o, outcome.fate(m)) for m, o in outcome.objects.items()}
     metadata = {**request.parameters(), "statistics": statistics, "counts": counts}
     staging.table(
         f"{request.key_added}_table",
@@ -327,6 +329,14 @@ def _stage_cells(
             metadata=metadata,
         ),
     )
+
+
+def _counts(method: Method, objects: Objects, fate: Fate) -> dict[str, int]:
+    """Count the candidates, what was kept of them, and how many objects of planes they are made of."""
+    counts = {"candidates": len(objects), "kept": int(fate.is_kept.sum())}
+    if isinstance(method, Planes):  # of each plane that one reaches it holds one
+        counts["objects_of_planes"] = int(np.maximum(objects.bbox[:, 3] - objects.bbox[:, 0], 1).sum())
+    return counts
 
 
 def _stage_candidates(request: Request, outcome: Outcome, staging: Staging) -> None:

@@ -71,6 +71,15 @@ class Box:
             tuple(b + h for b, h in zip(self.stop, halo, strict=True)),
         ).intersect(bounds)
 
+    @property
+    def flat(self) -> Box:
+        """The box along ``(y, x)`` alone."""
+        return Box(self.start[-2:], self.stop[-2:])
+
+    def in_plane(self, z: int) -> Box:
+        """Return a box ``(y, x)`` as that of one plane of a volume."""
+        return Box((z, *self.start), (z + 1, *self.stop))
+
     def holds(self, points: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Tell which of the ``(n, ndim)`` points lie inside."""
         inside: NDArray[np.bool_] = np.all((points >= self.start) & (points < self.stop), axis=1)

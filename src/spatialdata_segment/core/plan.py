@@ -57,6 +57,11 @@ class Window:
         """True where the window is the whole image, and nothing is unseen."""
         return self.box == self.image
 
+    @property
+    def flat(self) -> Window:
+        """The window in each plane of a volume."""
+        return Window(self.box.flat, self.core.flat, self.image.flat)
+
     @cached_property
     def own(self) -> Box:
         """What no other window of a plan holds, if their cores are not smaller than the halo."""
@@ -133,6 +138,11 @@ class Plan:
     def image(self) -> Box:
         """The box of the whole image."""
         return Box.whole(self.shape)
+
+    @property
+    def flat(self) -> Plan:
+        """The plan in each plane of a volume."""
+        return Plan(self.shape[-2:], self.chunks[-2:], self.halo[-2:])
 
     @cached_property
     def _edges(self) -> tuple[np.ndarray, ...]:

@@ -22,6 +22,7 @@ from spatialdata_segment.core.plan import Plan, Window
 from spatialdata_segment.engine.entries import scratch_error
 from spatialdata_segment.engine.shard import Failure, Job, checksum, dense_maps, read_pixels, shard_error
 from spatialdata_segment.errors import ScratchError
+from spatialdata_segment.methods.planes import Planes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,12 +56,15 @@ class Maps:
         Names the content, so that what a process has open is not taken for another.
     lacking
         Blocks that are not written.
+    plane
+        Of a volume: the plane whose maps ``(k, y, x)`` are read, of boxes ``(y, x)``. None: all of them.
     """
 
     folder: Path
     blocks: Plan
     token: str
     lacking: frozenset[int] = frozenset()
+    plane: int | None = None
 
     def at(self, block: int) -> tuple[int, ...]:
         """Place of a block in ``done``."""
@@ -68,6 +72,8 @@ class Maps:
 
     def holds(self, box: Box) -> bool:
         """Tell whether all maps of a box are written."""
+        if self.plane is not None:
+            box = box.in_plane(self.plane)
         return not self.lacking or self.lacking.isdisjoint(self.blocks.touched(box))
 
     def read(self, box: Box) -> NDArray[Any]:
@@ -78,6 +84,9 @@ class Maps:
         ScratchError
             If a file of theirs is damaged or gone.
         """
+        if self.plane is not None:
+            maps: NDArray[Any] = replace(self, plane=None).read(box.in_plane(self.plane))[:, 0]
+            return maps
         array = _opened(self.folder, self.token)
         if isinstance(array, np.dtype):
             return np.zeros((0, *box.shape), array)
@@ -137,10 +146,14 @@ def _sum(done: zarr.Array[Any], at: tuple[int, ...]) -> int:
         return 0
 
 
-def aligned(shape: tuple[int, ...], shard_size: int) -> tuple[Plan, tuple[int, ...]]:
-    """Return blocks of at most about ``shard_size`` pixels that are made of whole chunks, and the chunks."""
-    side = min(CHUNK[len(shape)], max(16, int(shard_size ** (1 / len(shape)))))
-    chunks = tuple(min(side, n) for n in shape)
+def aligned(shape: tuple[int, ...], shard_size: int, *, flat: bool = False) -> tuple[Plan, tuple[int, ...]]:
+    """Return blocks of at most about ``shard_size`` pixels that are made of whole chunks, and the chunks.
+
+    ``flat``: a chunk holds one plane of a volume.
+    """
+    ndim = 2 if flat else len(shape)
+    side = min(CHUNK[ndim], max(16, int(shard_size ** (1 / ndim))))
+    chunks = tuple(min(side if axis >= len(shape) - ndim else 1, n) for axis, n in enumerate(shape))
     cells = tuple(ceil(n / c) for n, c in zip(shape, chunks, strict=True))
     cut = Plan.fewest(cells, max(1, shard_size // int(np.prod(chunks))), (0,) * len(shape))
     sizes = []
@@ -171,7 +184,7 @@ def predict_maps(
     """
     image = job.image
     grid = job.method.maps_box(image, Box.whole(image.shape)).stop
-    blocks, chunks = aligned(grid, shard_size)
+    blocks, chunks = aligned(grid, shard_size, flat=isinstance(job.method, Planes))
     group = zarr.open_group(folder, mode="a")
     if "done" not in group:
         ((n_maps, dtype),) = executor.map(partial(_probe, job), [0], f"{stage} start", on_device=job.on_device)

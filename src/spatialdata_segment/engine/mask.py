@@ -17,6 +17,7 @@ from spatialdata_segment.core.objects import Objects
 from spatialdata_segment.core.suppress import greedy
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
 from spatialdata_segment.engine.executor import shared
+from spatialdata_segment.engine.join import join_planes, rule_of
 from spatialdata_segment.engine.maps import FAR, predict_maps
 from spatialdata_segment.engine.memory import release
 from spatialdata_segment.engine.shard import (
@@ -78,6 +79,8 @@ class Mask:
         Reads candidate ids.
     evidence
         Counts of what happened at the seams.
+    open
+        Of 3D objects that were joined of planes, by id: cores that were not computed and may change the object.
     """
 
     objects: Objects
@@ -85,6 +88,7 @@ class Mask:
     pairs: Pairs | None
     labels: StitchedLabels
     evidence: dict[str, int] = field(default_factory=dict)
+    open: dict[int, list[int]] = field(default_factory=dict)
 
     def judged(self) -> Mask:
         """Return the mask without what is known of its objects."""
@@ -123,7 +127,8 @@ def run_mask(
     boxes = np.array([[*r.window.start, *r.window.stop] for r in reports], np.int64)
     windows = Boxes(np.array(indices, np.int64), boxes)
     generation = folder / f"{zlib.crc32(b''.join(_crc(job.path(i)) for i in indices)):08x}"
-    decide = partial(decide_shard, plan=job.plan, folder=folder / "shards", measured=measured)
+    rule = rule_of(job.method, job.image)
+    decide = partial(decide_shard, plan=job.plan, folder=folder / "shards", measured=measured or rule is not None)
     decisions = executor.map(decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
     disjoint, cores = are_disjoint(indices, decisions), _touched(job.plan, needed, decisions)
     twins, adopted = sum(d.twins for d in decisions), sum(d.adopted for d in decisions)
@@ -133,8 +138,6 @@ def run_mask(
     if not disjoint:  # what is left of an object is known from its pixels alone
         found = executor.map(partial(measure_core, labels=labels), cores, f"{stage} sizes")
         moments, contested = combine(m for m, _ in found), sum(n for _, n in found)
-    objects, covered = candidates_of(anchors, reason, moments)
-    del anchors, reason, moments
     evidence = {
         "shards": len(reports),
         "computed": sum(r.computed for r in reports),
@@ -142,14 +145,21 @@ def run_mask(
         "twins": twins,
         "adopted": adopted,
         "contested_px": contested,
-        "covered": len(covered),
     }
+    unknown: dict[int, list[int]] = {}
+    if rule is not None:
+        assert moments is not None
+        evidence["objects_of_planes"] = len(anchors)
+        labels, anchors, reason, moments, unknown = join_planes(labels, moments, rule, cores, executor, stage)
+    objects, covered = candidates_of(anchors, reason, moments)
+    del anchors, reason, moments
+    evidence["covered"] = len(covered)
     pairs = None
     if other is not None:
         count = partial(count_pairs, labels=labels, other=other)
         pairs = combine_pairs(executor.map(count, cores, f"{stage} matching"))
     release()
-    return Mask(objects, covered, pairs, labels, evidence)
+    return Mask(objects, covered, pairs, labels, evidence, unknown)
 
 
 def run_shards(

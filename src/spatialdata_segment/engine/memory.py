@@ -29,20 +29,19 @@ def shard_bytes(plan: Plan, method: Method, info: ImageInfo, *, from_maps: bool 
 
     ``from_maps``: the maps are there, and no pixel is read.
     """
-    window = _pixels(plan, (0,) * info.ndim)
-    working = int(window * method.bytes_per_pixel)
+    working = method.working_bytes(_largest(plan, (0,) * info.ndim))
     if from_maps:
         return working
     if method.reads_parts:
         return working + method.fixed_bytes
-    read = _pixels(plan, method.reach(info))
+    read = np.prod(_largest(plan, method.reach(info)), dtype=float)
     return int(read * 2 * info.n_channels * info.dtype.itemsize) + working + method.fixed_bytes
 
 
-def _pixels(plan: Plan, around: tuple[int, ...]) -> float:
-    """Return the pixels of the largest window, and of what lies around it."""
+def _largest(plan: Plan, around: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the largest window, and of what lies around it."""
     sides = zip(plan.chunks, plan.halo, around, plan.shape, strict=True)
-    return float(np.prod([min(max(c) + 2 * (h + a), n) for c, h, a, n in sides]))
+    return tuple(min(max(c) + 2 * (h + a), n) for c, h, a, n in sides)
 
 
 def check_memory(

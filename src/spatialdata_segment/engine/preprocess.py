@@ -16,6 +16,7 @@ from spatialdata_segment.core.statistics import Statistic, quantile_or_end
 from spatialdata_segment.engine.devices import borrowed, load
 from spatialdata_segment.engine.whole import measure_image, read_source
 from spatialdata_segment.errors import InputError
+from spatialdata_segment.methods.planes import Planes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -211,6 +212,7 @@ def measure(
         least=before.least(),
         read=read,
         diameter=partial(estimate_diameter, method, image, devices),
+        by_plane=isinstance(method, Planes),
     )
     return Measured(levels, found)
 

@@ -18,8 +18,10 @@ from spatialdata_segment.engine.again import Seen, look_again
 from spatialdata_segment.engine.devices import borrowed, load, turn
 from spatialdata_segment.engine.entries import Entry, sound, write_entry
 from spatialdata_segment.engine.memory import release
+from spatialdata_segment.engine.planes import see_planes
 from spatialdata_segment.errors import InputError, MethodError, ScratchError, ShardError
 from spatialdata_segment.methods.base import Seeds, View
+from spatialdata_segment.methods.planes import Planes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.core.statistics import Statistic
     from spatialdata_segment.engine.devices import Turns
     from spatialdata_segment.engine.maps import Maps
+    from spatialdata_segment.engine.planes import PlaneReader
     from spatialdata_segment.engine.preprocess import BoxReader
     from spatialdata_segment.engine.stored import Stored
     from spatialdata_segment.engine.tally import Tallies
@@ -80,7 +83,7 @@ class Job:
     plan: Plan
     statistics: Mapping[Statistic, float]
     source: da.Array | None
-    stored: Stored | BoxReader | None = None
+    stored: Stored | BoxReader | PlaneReader | None = None
     devices: tuple[str, ...] = ("cpu",)
     seeds: Callable[[Box], Seeds] | None = None
     folder: Path | None = None
@@ -164,7 +167,8 @@ def run_shard(job: Job, index: int, block: NDArray[Any] | None) -> ShardResult |
         crc = _input(job, window, pixels)
         if job.verify and (report := _finished(job, index, crc)) is not None:
             return report
-        result, rounds = _segment(job, index, window, pixels)
+        seen, rounds = _see_planes(job, window, pixels) if isinstance(job.method, Planes) else _see(job, window, pixels)
+        result = seen.result(index)
         if job.folder is None:
             return result
         _commit(job.path(index), result, {"input": crc, "rounds": rounds})
@@ -267,7 +271,11 @@ def _read(job: Job, box: Box) -> NDArray[Any]:
     return np.asarray(job.source[(slice(None), *box.slices)].compute(scheduler="synchronous"))
 
 
-def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) -> tuple[ShardResult, int]:
+def _see_planes(job: Job, window: Window, pixels: NDArray[Any] | None) -> tuple[Seen, int]:
+    return see_planes(job, window, pixels, _see, _read)
+
+
+def _see(job: Job, window: Window, pixels: NDArray[Any] | None) -> tuple[Seen, int]:
     """Predict and decode; look again, farther, at what the core holds and the window does not show whole."""
     context = job.method.context(job.image)
 
@@ -282,9 +290,9 @@ def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) 
 
     seen, rounds = look(window, pixels), 1
     if not seen.is_resolved:
-        logger.debug("shard %d looks again beyond %s", index, window.box)
+        logger.debug("a shard looks again beyond %s", window.box)
         seen, rounds = look_again(seen, job.plan.halo, context, look), 2
-    return seen.result(index), rounds
+    return seen, rounds
 
 
 def _decode(job: Job, maps: NDArray[Any], view: View) -> Decoded:

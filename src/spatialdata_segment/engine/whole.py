@@ -22,6 +22,7 @@ from spatialdata_segment.core.statistics import Histogram, Statistic
 from spatialdata_segment.engine.scratch import write_json
 from spatialdata_segment.engine.whole_planes import measure_planes
 from spatialdata_segment.errors import InputError
+from spatialdata_segment.methods.planes import spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,12 +56,14 @@ def measure_image(
     least: float | None = None,
     read: Callable[[Box], NDArray[Any]] | None = None,
     diameter: Callable[[Callable[[Box], NDArray[Any]], Mapping[Statistic, float]], float] | None = None,
+    by_plane: bool = False,
 ) -> dict[Statistic, float]:
     """Compute the statistics that a method asks for; ``path`` keeps them for a resumed run.
 
     ``least`` is the least value there can be, where that is known; it saves a pass where values are not counted
     exactly. ``read`` reads a box of the source, where something does so faster than dask. ``diameter`` estimates the
-    statistic of that name, from what reads a box and from the others.
+    statistic of that name, from what reads a box and from the others. ``by_plane``: the objects of a volume are those
+    of its planes.
 
     Raises
     ------
@@ -90,7 +93,8 @@ def measure_image(
         if s.kind == "radius":
             between = histograms[s.channel].clipped(s.value).between_classes()
             box = None if read is None else partial(_read_channel, read, s.channel)
-            values[s] = usual_radius(source[s.channel], between, executor, f"{stage}: object size", box)
+            title = f"{stage}: object size"
+            values[s] = usual_radius(source[s.channel], between, executor, title, box, by_plane=by_plane)
     for s in wanted:
         if s.kind == "diameter":
             assert diameter is not None
@@ -119,37 +123,45 @@ def usual_radius(
     executor: Executor,
     stage: str = "object size",
     read: Callable[[Box], NDArray[Any]] | None = None,
+    *,
+    by_plane: bool = False,
 ) -> float:
     """Estimate the radius of the bright objects of a ``([z], y, x)`` image, in px, to a tenth.
 
     The distances of the pixels of a disk to its edge have a mean of a third of its radius (a ball's a quarter);
     counted from pixel to pixel they are about 0.35 px more.
     They are taken above the threshold, in windows spread evenly over the image, which cover a small one whole.
+    ``by_plane``: the radius of the disks in the planes of a volume, of which a few are looked at.
     """
-    ndim = channel.ndim
+    ndim = 2 if by_plane else channel.ndim
+    shape = channel.shape[-ndim:]
     side, at_most = _WINDOW[ndim]
-    counts = [min(-(-n // side), at_most) for n in channel.shape]
-    starts = [
-        np.linspace(0, max(n - side, 0), k).astype(int).tolist() for n, k in zip(channel.shape, counts, strict=True)
-    ]
+    counts = [min(-(-n // side), at_most) for n in shape]
+    starts = [np.linspace(0, max(n - side, 0), k).astype(int).tolist() for n, k in zip(shape, counts, strict=True)]
+    boxes = [Box(at, tuple(a + side for a in at)).intersect(Box.whole(shape)) for at in product(*starts)]
+    if by_plane:
+        boxes = [box.in_plane(z) for z in spread(channel.shape[0]) for box in boxes]
     image = Box.whole(channel.shape)
-    boxes = [Box(at, tuple(a + side for a in at)).intersect(image) for at in product(*starts)]
-    counted = np.sum(
-        executor.map(partial(_distances, read or partial(read_source, channel), image, threshold), boxes, stage), axis=0
-    )
+    found = partial(_distances, read or partial(read_source, channel), image, threshold, ndim)
+    counted = np.sum(executor.map(found, boxes, stage), axis=0)
     if not counted.any():
         return _USUAL
     mean = float(counted @ np.sqrt(np.arange(len(counted))) / counted.sum()) - 0.35
     return float(np.clip(round((ndim + 1) * mean, 1), *_RADII))
 
 
-def _distances(read: Callable[[Box], NDArray[Any]], image: Box, threshold: float, box: Box) -> NDArray[np.int64]:
-    """Count the squared distances to the background of the foreground of a box, those beyond `_FAR` as that."""
-    far = _FAR[box.ndim]
-    wide = box.grow((far + 4,) * box.ndim, image)
+def _distances(
+    read: Callable[[Box], NDArray[Any]], image: Box, threshold: float, ndim: int, box: Box
+) -> NDArray[np.int64]:
+    """Count the squared distances to the background of the foreground of a box, those beyond `_FAR` as that.
+
+    They are taken along the last ``ndim`` axes; along z the box is one plane if these are two of three.
+    """
+    far = _FAR[ndim]
+    wide = box.grow((0,) * (box.ndim - ndim) + (far + 4,) * ndim, image)
     pixels = read(wide)
-    mask = smooth(pixels, 1.0) > threshold
-    squared = squared_distance(as_volume(mask)).reshape(mask.shape)[box.within(wide)]
+    mask = smooth(pixels.reshape(pixels.shape[-ndim:]), 1.0) > threshold
+    squared = squared_distance(as_volume(mask)).reshape(mask.shape)[box.within(wide)[-ndim:]]
     return np.bincount(np.minimum(squared[squared > 0], far**2), minlength=far**2 + 1)
 
 

@@ -6,7 +6,7 @@ and `Method.decode` (maps -> labels with anchors). A method knows nothing of sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -52,6 +52,12 @@ class ImageInfo:
     def ndim(self) -> int:
         """Number of spatial axes, 2 or 3."""
         return len(self.shape)
+
+    @property
+    def flat(self) -> ImageInfo:
+        """What is known of each plane of a volume."""
+        size = None if self.pixel_size is None else self.pixel_size[-2:]
+        return replace(self, shape=self.shape[-2:], pixel_size=size)
 
 
 @dataclass(frozen=True)
@@ -225,11 +231,26 @@ class Method(BaseModel):
 
     channels: tuple[str | int, ...] | None = None
     """Names or 0-based indices of the channels, in the method's order; None: the workflow's."""
+    stitch_threshold: Share | None = None
+    """Of a volume: every plane is segmented by itself in 2D, and objects of consecutive planes whose IoU reaches this,
+    above 0 and up to 1, are joined; 0: planes keep distinct ids. None: in 3D, where the method can, else as 0. An image
+    of one plane ``(y, x)`` has nothing to join."""
 
     @field_validator("channels", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+    def without_least_size(self, image: ImageInfo) -> tuple[Self, float]:
+        """Return the method that rejects no object for being small, and the pixels that an object must have.
+
+        Where planes are stitched, each is decoded with that method, and objects of fewer voxels in all are rejected.
+        """
+        return self, 0.0
+
+    def working_bytes(self, shape: tuple[int, ...]) -> int:
+        """Return the working memory of a window of that shape, for the plan; `fixed_bytes` come besides."""
+        return int(np.prod(shape) * self.bytes_per_pixel)
 
     @property
     def fixed_bytes(self) -> int:

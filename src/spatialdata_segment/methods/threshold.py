@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.contact import background_contact
 from spatialdata_segment.core.distance import squared_distance, unknown
 from spatialdata_segment.core.flood import flood, peaks, spaced_peaks
@@ -22,7 +21,6 @@ from spatialdata_segment.core.local import (
 )
 from spatialdata_segment.core.matching import Reason
 from spatialdata_segment.core.median import disk_median
-from spatialdata_segment.core.plan import Window
 from spatialdata_segment.core.shards import as_volume
 from spatialdata_segment.core.smooth import reach, smooth
 from spatialdata_segment.core.statistics import Statistic, quantile_or_end
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
+
+    from spatialdata_segment.core.plan import Window
 
 _CLIP = 0.999
 """Brighter pixels than this quantile do not count in what is measured of an image: debris does not decide."""
@@ -297,6 +297,11 @@ class ThresholdNuclei(Method):
         anchors = found[:, 3 - mask.ndim :] + [s.start for s in inner]
         return Decoded(labels, anchors, complete, self._reasons(flooded, len(found), radius, mask.ndim))
 
+    def without_least_size(self, image: ImageInfo) -> tuple[Self, float]:
+        """Leave ``debris`` to whole objects: the share is that of a disk, in voxels."""
+        least = self.debris * pi * (self.object_radius or _USUAL_RADIUS) ** 2
+        return self.model_copy(update={"debris": 0.0}), least
+
     def _reasons(self, labels: NDArray[np.int32], n: int, radius: float, ndim: int) -> NDArray[np.uint8]:
         """Say which objects are rejected, and why."""
         reasons = np.zeros(n, np.uint8)
@@ -312,5 +317,4 @@ def _planes(image: NDArray[Any], window: Window, mask: Callable[..., NDArray[np.
     """Apply what works on a plane to the image, or to each of its planes."""
     if image.ndim == 2:
         return mask(image, window)
-    flat = Window(*(Box(b.start[1:], b.stop[1:]) for b in (window.box, window.core, window.image)))
-    return np.stack([mask(plane, flat) for plane in image])
+    return np.stack([mask(plane, window.flat) for plane in image])

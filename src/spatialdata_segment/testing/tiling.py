@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
+from spatialdata_segment._prepare import seeds_of
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.executor import Executor
@@ -16,6 +17,7 @@ from spatialdata_segment.engine.mask import run_mask
 from spatialdata_segment.engine.shard import Job
 from spatialdata_segment.engine.whole import measure_image
 from spatialdata_segment.methods.base import ImageInfo
+from spatialdata_segment.methods.planes import Planes, suited
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,6 +114,8 @@ def tile(
     """
     source = image if isinstance(image, da.Array) else da.from_array(image, chunks=_stored(image.shape))
     info = ImageInfo(tuple(source.shape[1:]), source.dtype, pixel_size, source.shape[0])
+    methods = suited({"cell": method} if nucleus is None else {"nucleus": nucleus, "cell": method}, info.shape)
+    method, nucleus = methods["cell"], methods.get("nucleus")
     job = Job(method, info, plan, {}, source, verify=not resume)
     seeds, before = None, None
     runner = executor or Executor(1)
@@ -119,7 +123,7 @@ def tile(
         halo = tuple(max(a, b) for a, b in zip(plan.halo, nucleus.context(info), strict=True))
         nuclei = replace(job, method=nucleus, plan=replace(plan, halo=halo))
         before = _run(nuclei, folder / "nucleus", runner, "nucleus", two_phases)
-        seeds = before.labels.seeds
+        seeds = seeds_of(before.labels, method)
     if method.default_channels == ():
         job = replace(job, source=source[:0])
     mask = _run(replace(job, seeds=seeds), folder / "cell", runner, "cell", two_phases)
@@ -130,7 +134,7 @@ def tile(
 def _run(job: Job, folder: Path, executor: Executor, stage: str, two_phases: bool) -> Mask:
     assert job.source is not None
     wanted = job.method.statistics(job.image)
-    values = measure_image(job.source, wanted, job.plan, executor, stage)
+    values = measure_image(job.source, wanted, job.plan, executor, stage, by_plane=isinstance(job.method, Planes))
     method = job.method.adapted(job.image, values)
     halo = tuple(max(h, c) for h, c in zip(job.plan.halo, method.context(job.image), strict=True))
     job = replace(job, method=method, plan=replace(job.plan, halo=halo), statistics=values)

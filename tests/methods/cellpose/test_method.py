@@ -575,14 +575,6 @@ def test_wrong_channels_are_told(cells_file):
     refused(Cellpose(normalize=pairs, **method), InputError, r"expected one pair, or one a channel \(2\)")
 
 
-def test_three_dimensions_are_told(cells_file):
-    from spatialdata.models import Image3DModel
-
-    volume = Image3DModel.parse(np.zeros((1, 4, 30, 30), np.uint16), dims=("c", "z", "y", "x"))
-    with pytest.raises(InputError, match="cellpose"):
-        go(sd.SpatialData(images={"image": volume}), Cellpose(model_path=cells_file, diameter=17, channels=0))
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 @pytest.mark.parametrize("devices", ["cuda", "cuda:3", ["cpu", "cuda:0"]])
 def test_a_gpu_that_is_not_there_is_an_error(cells_file, devices):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from spatialdata import SpatialData
-from spatialdata.models import Image3DModel
+from spatialdata.models import Image2DModel, Image3DModel
 
 from spatialdata_segment import Cellpose, Normalization, Workflow, decode, label_image, predict, segment
 from spatialdata_segment.core.boxes import Box
@@ -202,6 +202,7 @@ def _estimated(method, info, read, values):
         ({"follow_on": "device"}, "follow_on='device' is for planes"),
         ({"normalize": Normalization(tile_norm_blocksize=64)}, "tile_norm_blocksize is for planes"),
         ({"anisotropy": 0}, "greater than 0"),
+        ({"do_3D": False, "normalize": Normalization(norm3D=False)}, "norm3D=False has no effect without do_3D=True"),
         ({"flow3D_smooth": (1, 2)}, "flow3D_smooth"),
     ],
 )
@@ -211,8 +212,11 @@ def test_mistakes(cellpose, given, says):
 
 
 def test_volumes_and_images_are_told_apart(cellpose, image):
-    with pytest.raises(InputError, match=r"cellpose works on 2D images, and this"):
-        segment(store(image), "image", cellpose(do_3D=False))
+    flat = SpatialData(images={"image": Image2DModel.parse(image[:, 0], dims=("c", "y", "x"))})
+    with pytest.raises(InputError, match=r"cellpose works on 3D images, and this one is 2D"):
+        segment(flat, "image", cellpose())
+    with pytest.raises(InputError, match=r"stitch_threshold=0.25: cellpose works on volumes alone"):
+        segment(store(image), "image", cellpose(stitch_threshold=0.25))
     with pytest.raises(InputError, match="without a pass over the whole image"):
         label_image(image, cellpose())
 

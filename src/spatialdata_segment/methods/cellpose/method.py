@@ -214,7 +214,9 @@ class Cellpose(Method):
             return
         for name in ("anisotropy", "flow3D_smooth"):
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}={getattr(self, name)} has no effect without do_3D=True: leave one out")
+                raise ValueError(f"{name}={getattr(self, name)} has no effect without do_3D=True: leave it out")
+        if isinstance(self.normalize, Normalization) and not self.normalize.norm3D:
+            raise ValueError("norm3D=False has no effect without do_3D=True: leave it out")
 
     @classmethod
     def from_turing(cls, config: Mapping[str, Mapping[str, Any]], model: str | None = "cyto3", **settings: Any) -> Self:
@@ -564,6 +566,10 @@ class Cellpose(Method):
             return Decoded(found.labels, found.sinks, found.complete, found.reasons)
         anchors = grid.placed(found.sinks + np.array(box.start)) - np.array(window.box.start)
         return _one_each(Decoded(found.labels, anchors, found.complete, found.reasons))
+
+    def without_least_size(self, image: ImageInfo) -> tuple[Self, float]:
+        """Leave ``min_size`` to whole objects."""
+        return self.model_copy(update={"min_size": -1}), float(self.min_size)
 
     @property
     def decodes_on_device(self) -> bool:
