@@ -9,8 +9,8 @@ maps     images ``0`` ... (y, x), settings ``model``, ``rescale`` (one an image)
          (3, y, x) float32: flows and cell probability as `CellposeModel.eval` has them; ``limits`` (n, 2): the
          percentiles that became 0 and 1, by its numpy
 forward  ``tiles`` (n, 2, y, x) float32, already normalised -> ``maps`` (n, 3, y, x), ``styles`` (n, s)
-masks    ``maps`` (3, y, x) or (4, z, y, x), settings ``niter``, ``flow_threshold``, ``min_size``, ``do_3D`` ->
-         ``labels`` by `dynamics.compute_masks` on the CPU
+masks    ``maps`` (3, y, x) or (4, z, y, x), settings ``niter``, ``flow_threshold``, ``min_size``, ``do_3D``, ``truly``
+         -> ``labels`` by `dynamics.compute_masks` on the CPU
 eval     images ``0`` ..., settings ``model``, ``diameters`` -> labels ``0`` ... by `CellposeModel.eval`
 stitch   ``volume`` (z, y, x), settings ``model``, ``diameter``, ``threshold`` -> ``labels``, by `CellposeModel.eval`
 
@@ -81,8 +81,13 @@ def forward(given: Arrays, model: str) -> Arrays:
     return {"maps": out[:, -3:], "styles": styles}
 
 
-def masks(given: Arrays, niter: int, flow_threshold: float, min_size: int, do_3D: bool = False) -> Arrays:
-    """Decode."""
+def masks(
+    given: Arrays, niter: int, flow_threshold: float, min_size: int, do_3D: bool = False, truly: bool = False
+) -> Arrays:
+    """Decode; ``truly``: sampled where positions are, which Cellpose does not do in volumes (``align_corners``)."""
+    if truly:
+        code = inspect.getsource(dynamics).replace("align_corners=False", "align_corners=True")
+        exec(compile(code, str(dynamics.__file__), "exec"), dynamics.__dict__)
 
     def run(part: np.ndarray) -> np.ndarray:
         found: np.ndarray = dynamics.compute_masks(

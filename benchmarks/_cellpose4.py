@@ -3,11 +3,13 @@
     python -P benchmarks/_cellpose4.py masks IN.npz OUT.npz '{"threads": 2, "niter": 200, ...}'
 
 ``-P`` keeps this folder, which holds a ``cellpose.py``, off the path. ``maps`` (3, y, x) -> ``labels`` (y, x), or
-(4, z, y, x) -> (z, y, x), by `dynamics.compute_masks` on the CPU, ``seconds`` of it, ``version``.
+(4, z, y, x) -> (z, y, x), by `dynamics.compute_masks` on the CPU, ``seconds`` of it, ``version``. ``truly``: positions
+are sampled where they are, which Cellpose does not do (``align_corners``).
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import sys
@@ -28,6 +30,9 @@ def main() -> None:
     if task != "masks":
         raise ValueError(f"task {task!r}, expected 'masks'")
     settings = json.loads(text)
+    if settings.pop("truly", False):
+        code = inspect.getsource(dynamics).replace("align_corners=False", "align_corners=True")
+        exec(compile(code, str(dynamics.__file__), "exec"), dynamics.__dict__)
     logging.disable(logging.WARNING)
     torch.set_num_threads(settings.pop("threads"))
     with np.load(source) as given:

@@ -1,6 +1,6 @@
 """The decoding of flows in volumes: cells come back, as Cellpose has them, how fast, in how many bytes.
 
-    python benchmarks/decode_3d.py [--labels TIFF] [--reference PYTHON ...] [--parts tissue,windows,...]
+    python benchmarks/decode_3d.py [--labels TIFF] [--image TIFF] [--reference PYTHON ...] [--parts tissue,windows,...]
         [--shape 72x320x400] [--diameter 16] [--anisotropy 2] [--crop 48x160x160] [--noise 0.3] [--threads 2]
 
 A tissue of cells that all touch becomes flows, as Cellpose makes them of masks, which are decoded. The cells that the
@@ -12,6 +12,8 @@ labels     the labels of a TIFF (z, y, x), as flows and back
 memory     bytes a voxel besides the maps (float16), in a process of its own; with open sides, which takes more. Linux
 reference  `dynamics.compute_masks(do_3D=True)` on the CPU in each interpreter, on a crop: agreement and time. Oracle
            flows, and with noise. Ours takes one core, torch ``--threads``
+network    the flows that ``nuclei-small`` has of ``--image``: paths end in many places, and where they are sampled
+           decides. Each reference as it is, up to half a voxel off, and made to sample truly
 
 Every figure that has a goal shows it; the exit status is 1 where one is missed.
 """
@@ -34,11 +36,12 @@ sys.path = [*(path for path in sys.path if path != HERE), HERE]
 from _cellpose_tools import Goals, Reference, show  # noqa: E402
 
 from spatialdata_segment.core.flows import FlowObjects, FlowRules  # noqa: E402
-from spatialdata_segment.core.flows3d import BYTES, decode_flows_3d  # noqa: E402
+from spatialdata_segment.core.flows3d import BYTES, count_ends_3d, decode_flows_3d  # noqa: E402
+from spatialdata_segment.core.sinks3d import SEEN  # noqa: E402
 from spatialdata_segment.testing import Tissue, match_scores  # noqa: E402
 from spatialdata_segment.testing.flows import volume_maps  # noqa: E402
 
-PARTS = "tissue", "windows", "labels", "memory", "reference"
+PARTS = "tissue", "windows", "labels", "memory", "reference", "network"
 CLOSED = np.zeros((3, 2), np.int64)
 LEVELS = 0.5, 0.75, 0.9
 
@@ -113,7 +116,8 @@ def windows(args: argparse.Namespace, goals: Goals, all_labels: np.ndarray) -> N
     rows = [["", "objects", "of parts", "complete, %", "wrong"]]
     for name, noise in (("oracle flows", 0.0), (f"with noise of {args.noise}", args.noise)):
         maps = noisy(volume_maps(all_labels), noise)
-        whole = decode_flows_3d(maps, CLOSED, FlowRules())
+        whole, counts = decode_flows_3d(maps, CLOSED, FlowRules()), count_ends_3d(maps, CLOSED, FlowRules())
+        assert counts is not None
         number = {tuple(s): k for k, s in enumerate(whole.sinks.tolist(), 1)}
         halo = [int(np.ceil(2 * args.diameter / a)) for a in (args.anisotropy, 1, 1)]
         owned = sure = wrong = 0
@@ -122,7 +126,10 @@ def windows(args: argparse.Namespace, goals: Goals, all_labels: np.ndarray) -> N
             ends = [(max(0, a - h), min(n, b + h)) for (a, b), h, n in zip(cores, halo, args.shape, strict=True)]
             inner = tuple(slice(a, b) for a, b in ends)
             edge = np.array([[a > 0, b < n] for (a, b), n in zip(ends, args.shape, strict=True)], np.int64)
-            found = decode_flows_3d(np.ascontiguousarray(maps[:, *inner]), edge, FlowRules())
+            low = tuple(max(0, a - SEEN) for a, _ in ends)
+            known = counts[tuple(slice(a, b + SEEN) for a, (_, b) in zip(low, ends, strict=True))]
+            before = tuple(a - b for (a, _), b in zip(ends, low, strict=True))
+            found = decode_flows_3d(np.ascontiguousarray(maps[:, *inner]), edge, FlowRules(), known, before)
             at = found.sinks + [a for a, _ in ends]
             mine = np.all([(at[:, k] >= a) & (at[:, k] < b) for k, (a, b) in enumerate(cores)], axis=0)
             owned, sure = owned + int(mine.sum()), sure + int((mine & found.complete).sum())
@@ -192,10 +199,7 @@ def reference(args: argparse.Namespace, goals: Goals, folder: Path, all_labels: 
         ours = sorted(seconds)[1]
         rows.append([f"{name}: ours", str(len(np.unique(found)) - 1), f"{ours:.2f}", "", "", "", ""])
         for python in args.reference:
-            version = subprocess.run(
-                [python, "-c", "from importlib.metadata import version; print(version('cellpose'))"],
-                capture_output=True, text=True, check=True,
-            ).stdout.strip()  # fmt: skip
+            version = version_of(python)
             run = Reference(python, f"_cellpose{version[0]}.py", folder, args.threads)
             settings = {"niter": 200, "flow_threshold": 0.0, "min_size": 15, "do_3D": True}
             theirs = run("masks", {"maps": maps.astype(np.float32)}, **settings)
@@ -212,10 +216,50 @@ def reference(args: argparse.Namespace, goals: Goals, folder: Path, all_labels: 
     show(rows)
 
 
+def network(args: argparse.Namespace, folder: Path) -> None:
+    """Print agreement on the flows of a network."""
+    import tifffile
+
+    from spatialdata_segment import Cellpose
+    from spatialdata_segment.core.boxes import Box
+    from spatialdata_segment.core.plan import Window
+    from spatialdata_segment.core.statistics import quantile_or_end
+    from spatialdata_segment.methods.base import ImageInfo, View
+
+    pixels = tifffile.imread(args.image)[None]
+    info, whole = ImageInfo(pixels.shape[1:], pixels.dtype), Box.whole(pixels.shape[1:])
+    levels = {quantile_or_end(0, q): float(np.quantile(pixels, q)) for q in (0.01, 0.99)}
+    method = Cellpose("nuclei-small", diameter=args.network_diameter, do_3D=True).adapted(info, levels)
+    view = View(
+        Window(whole, whole, whole), info, levels, model=method.load("cpu"), read=lambda box: pixels[:, *box.slices]
+    )
+    maps = method.stored(method.predict(pixels[:, :0], view))
+    found = kept(decode_flows_3d(maps, CLOSED, FlowRules()))
+    rows = [["", "objects", "AP 0.5", "AP 0.75", "AP 0.9"], ["ours", str(len(np.unique(found)) - 1), "", "", ""]]
+    for python in args.reference:
+        version = version_of(python)
+        for truly in (False, True):
+            run = Reference(python, f"_cellpose{version[0]}.py", folder, args.threads)
+            settings = {"niter": 200, "flow_threshold": 0.0, "min_size": 15, "do_3D": True, "truly": truly}
+            theirs = run("masks", {"maps": maps.astype(np.float32)}, **settings)
+            scores = match_scores(theirs["labels"], found, LEVELS)
+            name = f"cellpose {version}{', sampled truly' if truly else ''}"
+            rows.append([name, str(scores.n_truth), *(f"{ap:.4f}" for ap in scores.ap)])
+    show(rows)
+
+
+def version_of(python: str) -> str:
+    """Return the version of cellpose that an interpreter has."""
+    code = "from importlib.metadata import version; print(version('cellpose'))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def parsed() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path, help="a TIFF of labels (z, y, x)")
+    parser.add_argument("--image", type=Path, help="a TIFF (z, y, x) of nuclei")
+    parser.add_argument("--network-diameter", type=float, default=14.0, help="of its nuclei, px")
     parser.add_argument("--reference", nargs="*", default=[], help="interpreters that have cellpose")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--shape", type=size, default=(72, 320, 400), help="of the tissue, voxels")
@@ -242,9 +286,12 @@ def main() -> int:
             "labels": lambda: from_file(args, goals),
             "memory": lambda: memory(goals, Path(name), labels),
             "reference": lambda: reference(args, goals, Path(name), labels),
+            "network": lambda: network(args, Path(name)),
         }
         for part in args.parts.split(","):
-            if (part == "labels" and args.labels is None) or (part == "reference" and not args.reference):
+            if (part == "labels" and args.labels is None) or (part == "network" and args.image is None):
+                continue
+            if part in ("reference", "network") and not args.reference:
                 continue
             print(f"\n{part}", flush=True)
             runs[part]()
