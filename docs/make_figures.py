@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.graph import MCP_Geometric
 from skimage.segmentation import find_boundaries
 
-from spatialdata_segment import SeededWatershed, ThresholdNuclei, pl, segment
+from spatialdata_segment import ExpandNuclei, SeededWatershed, ThresholdNuclei, Workflow, pl, segment
 from spatialdata_segment._demo import demo_tissue, demo_workflow
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Window
@@ -168,6 +168,18 @@ def parameters_picture() -> None:
     _save(figure, "classical_parameters.png")
 
 
+def volume_picture() -> None:
+    """Three planes of a volume with nuclei and cells."""
+    voxel = (1.5, 0.5, 0.5)
+    workflow = Workflow(nucleus=ThresholdNuclei(sigma=0.7), cell=ExpandNuclei(distance=2, unit="um"))
+    tissue = Tissue((24, 160, 200), seed=1, cell_diameter=24, anisotropy=3)
+    sdata = segment(tissue.to_spatialdata(), "image", workflow, pixel_size=voxel, shapes=False, progress=False)
+    masks = {m: sdata[f"segmentation_{m}_labels"] for m in ("nucleus", "cell")}
+    axes = pl.orthogonal_views(sdata["image"], masks, pixel_size=voxel)
+    axes[0].figure.savefig(STATIC / "volume.png", dpi=90)
+    _shrink(STATIC / "volume.png", 64)
+
+
 def _crowded() -> Tissue:
     return Tissue((400, 400), seed=4, cell_diameter=34, density=0.9, debris=0, touching=1, multinucleated=0.35)
 
@@ -217,3 +229,4 @@ if __name__ == "__main__":
     way_picture()
     classical_pictures()
     parameters_picture()
+    volume_picture()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import shapely
 import spatialdata as sd
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from spatialdata._io.format import SpatialDataContainerFormatV01
 from spatialdata.models import (
@@ -206,6 +206,7 @@ scales = st.floats(0.1, 10).map(lambda v: round(v, 3))
 shifts = st.floats(-50, 50).map(lambda v: round(v, 3))
 
 
+@settings(deadline=None)
 @given(scales, scales, shifts, shifts)
 def test_region_of_shapes_lands_on_the_image(s: float, t: float, u: float, v: float) -> None:
     of_image = Sequence([Scale([s, t], axes=("x", "y")), Translation([u, v], axes=("x", "y"))])

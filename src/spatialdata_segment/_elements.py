@@ -255,7 +255,8 @@ def roi_geometry(
     sdata
         Holds the region.
     roi_key
-        A shapes element (polygons, or circles by centre and radius), or a labels element (any label > 0).
+        A shapes element (polygons, or circles by centre and radius), or a labels element (any label > 0). Of a
+        volume, shapes go through all planes.
     ref
         The image.
     to_coordinate_system
@@ -285,6 +286,12 @@ def roi_geometry(
 
 
 def _roi_shapes(shapes: GeoDataFrame, key: str, ref: ImageRef, system: str) -> NDArray[np.object_]:
+    if len(ref.pyramid[0]) == 3 and "z_index" in shapes.columns:
+        msg = (
+            f"shapes {key!r} are outlines of single planes (column z_index), and as a region of the volume {ref.key!r} "
+            "shapes go through all planes; give labels as roi_key, or the shapes of one plane without that column"
+        )
+        raise InputError(msg)
     to_system = pixel_matrix(_to_system(_transformations(shapes), f"shapes {key!r}", system), 2)
     of_image = pixel_matrix(_to_system(ref.transformations, f"image {ref.key!r}", system), 2)
     geometry = np.asarray(shapes.geometry.array, dtype=object)

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from spatialdata_segment import _elements
 from spatialdata_segment._channels import Channel, roles
 from spatialdata_segment._prepare import Prepared, needed_shards
-from spatialdata_segment._request import AtLeast, Region, Request, make_plans, measured_channels
+from spatialdata_segment._region import BLOCK, Region
+from spatialdata_segment._request import AtLeast, Request, make_plans, measured_channels
 from spatialdata_segment.config import Workflow
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan
@@ -136,17 +137,17 @@ def _manifest(ready: Prepared) -> dict[str, Any]:
             "content": f"{zlib.crc32(block_sums(zarr.open_group(job.maps.folder, mode='r')).tobytes()):08x}",
         }
     plan = next(iter(request.plans.values()))
-    polygons = None if request.region is None else request.region.polygons
+    region = request.region
+    polygons = None if region is None else region.polygons
     return {
         "grid": _elements.packed(request.ref),
         "sample": _sample(request.ref),
         "dtype": request.info.dtype.str,
         "pixel_size": request.info.pixel_size,
-        "region": None
-        if request.region is None
-        else ("mask" if polygons is None else shapely.to_wkb(polygons, hex=True)),
+        "region": None if region is None else ("mask" if polygons is None else shapely.to_wkb(polygons, hex=True)),
+        "region_depth": None if region is None else region.depth,
         "roi_key": request.roi_key,
-        "region_check": None if request.region is None else request.region.fingerprint(),
+        "region_check": None if region is None else region.fingerprint(),
         "shard_size": int(np.prod([max(c) for c in plan.chunks])),
         "overlap_px": request.overlap_px,
         "workflow": request.workflow.model_dump(mode="json"),
@@ -169,7 +170,7 @@ def _sample(ref: _elements.Grid) -> int:
 def _write_region(group: zarr.Group, region: Region | None) -> None:
     if region is None or region.mask is None:
         return
-    chunks = tuple(min(1024, n) for n in region.mask.shape)
+    chunks = tuple(min(BLOCK[region.mask.ndim], n) for n in region.mask.shape)
     array = group.create_array("region", shape=region.mask.shape, chunks=chunks, dtype="bool", overwrite=True)
     da.store([region.mask.rechunk(chunks)], [array], lock=False)  # type: ignore[list-item]
 
@@ -248,7 +249,7 @@ def prepared_of(
         preprocessing=preprocessing,
         images=images,
         plans=plans,
-        region=_region(folder, kept["region"], kept["region_check"]),
+        region=_region(folder, kept),
         measured=_measured(ref, measure_channels),
         matrix=_elements.pixel_matrix(ref.transformations[system], len(shape)),
         key_added=key_added,
@@ -367,7 +368,8 @@ def _numbers(content: Sequence[Any]) -> dict[Statistic, float]:
     return {Statistic(**s): value for s, value in content}
 
 
-def _region(folder: Path, said: str | None, check: str | None) -> Region | None:
+def _region(folder: Path, kept: Mapping[str, Any]) -> Region | None:
+    said, check, depth = kept["region"], kept["region_check"], kept.get("region_depth")
     if said is None:
         return None
     if said == "mask":
@@ -377,7 +379,7 @@ def _region(folder: Path, said: str | None, check: str | None) -> Region | None:
         return region
     polygons = shapely.from_wkb(said)
     shapely.prepare(polygons)
-    return Region(polygons, None)
+    return Region(polygons, None, None if depth is None else tuple(depth))
 
 
 def digest(kept: Mapping[str, Any]) -> str:

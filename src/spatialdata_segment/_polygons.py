@@ -24,7 +24,7 @@ from spatialdata_segment.core.contours import Outlines, fill, merge, trace
 from spatialdata_segment.errors import InputError, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -59,8 +59,8 @@ def labels_to_polygons(
     -------
     One row an object, ascending by id, the index ``cell_id`` (int64), the column ``geometry``: Polygon, or
     MultiPolygon where it has several 4-connected components. Units px: the pixel ``(y, x)`` covers
-    ``[x, x + 1] x [y, y + 1]``. For ``(z, y, x)``: one row an object and plane, the columns ``z_index``,
-    ``cell_id``, ``geometry``.
+    ``[x, x + 1] x [y, y + 1]``. For ``(z, y, x)``: one row an object and plane, ascending by plane and id, the
+    columns ``z_index`` (int64), ``cell_id``, ``geometry``; the index counts the rows.
 
     Raises
     ------
@@ -76,11 +76,7 @@ def labels_to_polygons(
     for found in _compute(tasks, n_jobs, progress):
         for z, outlines in found:
             parts.setdefault(z, []).append(outlines)
-    merged = {z: merge(p) for z, p in sorted(parts.items())}
-    if labels.ndim == 3:
-        return _frame_of_planes(merged)
-    outlines = merged.get(0, Outlines.empty())
-    return gpd.GeoDataFrame({"geometry": outlines.geometry}, index=pd.Index(outlines.ids, name="cell_id"))
+    return frame_of({z: merge(p) for z, p in sorted(parts.items())}, labels.ndim)
 
 
 def polygons_to_labels(
@@ -199,7 +195,11 @@ def _compute(tasks: list[Any], n_jobs: int | None, progress: bool) -> tuple[list
     return cast("tuple[list[tuple[int, Outlines]], ...]", found)
 
 
-def _frame_of_planes(planes: dict[int, Outlines]) -> gpd.GeoDataFrame:
+def frame_of(planes: Mapping[int, Outlines], ndim: int) -> gpd.GeoDataFrame:
+    """Return outlines, by plane, as `labels_to_polygons` has them for labels of 2 or 3 axes."""
+    if ndim == 2:
+        outlines = planes.get(0, Outlines.empty())
+        return gpd.GeoDataFrame({"geometry": outlines.geometry}, index=pd.Index(outlines.ids, name="cell_id"))
     found = [*planes.values(), Outlines.empty()]
     return gpd.GeoDataFrame(
         {

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-import zlib
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import shapely
-from dask.delayed import delayed
 
 from spatialdata_segment import _elements
 from spatialdata_segment._channels import Channel, base_channels, method_channels, read_channels, roles
+from spatialdata_segment._region import region_of
 from spatialdata_segment.core.plan import Plan
 from spatialdata_segment.engine.memory import check_memory
 from spatialdata_segment.engine.stored import Stored
@@ -28,65 +24,19 @@ from spatialdata_segment.methods.planes import Planes, suited
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import dask.array as da
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from spatialdata_segment._region import Region
     from spatialdata_segment.config import Workflow
     from spatialdata_segment.core.statistics import Statistic
     from spatialdata_segment.engine.executor import Executor
     from spatialdata_segment.engine.preprocess import BoxReader, Preprocessing
     from spatialdata_segment.methods.base import Method
 
-_HASHED = 1024
-"""Pixels along each axis of the blocks by which a region's mask is hashed."""
-
 SHARD_SIZE = {2: 2048 * 2048, 3: 256**3}
 """Pixels (voxels) of a core where none are asked for."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """Where cells are wanted, on the image's grid: polygons in pixels (x, y), or a mask."""
-
-    polygons: shapely.Geometry | None
-    mask: da.Array | None
-
-    def shards(self, plan: Plan) -> list[int]:
-        """Return the shards whose cores share a pixel with the region."""
-        every = range(len(plan))
-        if self.polygons is not None:
-            cores = [plan.core(i) for i in every]
-            boxes = shapely.box(
-                [c.start[-1] for c in cores], [c.start[-2] for c in cores],
-                [c.stop[-1] for c in cores], [c.stop[-2] for c in cores],
-            )  # fmt: skip
-            return [int(i) for i in np.flatnonzero(shapely.intersects(self.polygons, boxes))]
-        assert self.mask is not None
-        any_inside = da.compute(*(self.mask[plan.core(i).slices].any() for i in every))
-        return [i for i, inside in zip(every, any_inside, strict=True) if inside]
-
-    def holds(self, anchors: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell which anchor pixels ``(n, ndim)`` lie inside."""
-        if self.polygons is not None:
-            inside: NDArray[np.bool_] = shapely.intersects_xy(self.polygons, anchors[:, -1] + 0.5, anchors[:, -2] + 0.5)
-            return inside
-        assert self.mask is not None
-        if not len(anchors):
-            return np.zeros(0, bool)
-        return np.asarray(self.mask.vindex[tuple(anchors.T)].compute(), bool)
-
-    def fingerprint(self) -> str:
-        """Return a text that differs when the region does."""
-        if self.polygons is not None:
-            return hashlib.sha256(shapely.to_wkb(self.polygons)).hexdigest()
-        assert self.mask is not None
-        blocks = self.mask.rechunk(_HASHED).to_delayed().ravel()
-        sums = da.compute(*(delayed(_crc)(b) for b in blocks))
-        return hashlib.sha256(repr(sums).encode()).hexdigest()
-
-
-def _crc(block: NDArray[np.bool_]) -> int:
-    return zlib.crc32(np.ascontiguousarray(block).data)
 
 
 @dataclass(frozen=True)
@@ -290,7 +240,7 @@ def resolve(
         preprocessing=preprocessing,
         images={m: _image(ref, info, c, preprocessing[m]) for m, c in inputs.items()},
         plans=make_plans(methods, info, shard_size, overlap_px),
-        region=_region(sdata, ref, roi_key, bounding_box, matrix, to_coordinate_system),
+        region=region_of(sdata, ref, roi_key, bounding_box, matrix, to_coordinate_system),
         measured=measured_channels(ref, measure_channels),
         matrix=matrix,
         key_added=key_added,
@@ -410,41 +360,6 @@ def checked_pixel_size(given: float | Sequence[float] | None, ndim: int) -> tupl
     if len(size) != ndim or not all(np.isfinite(s) and s > 0 for s in size):
         raise InputError(f"pixel_size={given}, expected µm a pixel above 0: a number, or one per axis {'zyx'[-ndim:]}")
     return size
-
-
-def _region(
-    sdata: SpatialData,
-    ref: _elements.ImageRef,
-    roi_key: str | None,
-    bounding_box: Sequence[float] | None,
-    matrix: NDArray[np.float64],
-    system: str,
-) -> Region | None:
-    if roi_key is not None and bounding_box is not None:
-        raise InputError("roi_key and bounding_box are both given: pass one of them")
-    if roi_key is not None:
-        found = _elements.roi_geometry(sdata, roi_key, ref, system)
-        if isinstance(found, da.Array):
-            return Region(None, found)
-        return Region(_prepared(shapely.union_all(found)), None)
-    if bounding_box is None:
-        return None
-    values = [float(v) for v in np.ravel(bounding_box)]
-    if len(values) != 4 or not np.isfinite(values).all() or values[0] >= values[2] or values[1] >= values[3]:
-        raise InputError(
-            f"bounding_box={bounding_box}, expected (x_min, y_min, x_max, y_max) in the coordinate system {system!r}"
-        )
-    inverse = np.linalg.inv(matrix)
-    flat = inverse[np.ix_([0, 1, -1], [0, 1, -1])]
-    x_min, y_min, x_max, y_max = values
-    corners = shapely.get_coordinates(shapely.box(x_min, y_min, x_max, y_max))
-    moved = corners @ flat[:2, :2].T + flat[:2, 2]
-    return Region(_prepared(shapely.polygons(moved)), None)
-
-
-def _prepared(geometry: shapely.Geometry) -> shapely.Geometry:
-    shapely.prepare(geometry)
-    return geometry
 
 
 def _jsonable(value: Any) -> Any:

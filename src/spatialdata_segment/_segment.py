@@ -92,9 +92,10 @@ def segment(
         Which scale of a multiscale image; the result lies on its grid.
     roi_key
         A shapes or labels element. Shards outside are not computed; a cell whose anchor lies inside is kept,
-        whole.
+        whole. Shapes go through all planes of a volume.
     bounding_box
-        In place of ``roi_key``: ``(x_min, y_min, x_max, y_max)`` in ``to_coordinate_system``.
+        In place of ``roi_key``: ``(x_min, y_min, x_max, y_max)`` in ``to_coordinate_system``; of a volume all planes,
+        or with ``(x_min, y_min, z_min, x_max, y_max, z_max)`` those between.
     key_added
         Prefix of the names written; of several images after the image's name, ``{image}_{key_added}``.
     measure_channels
@@ -134,7 +135,8 @@ def segment(
     Returns
     -------
     ``sdata`` with labels ``{key_added}_nucleus_labels`` and/or ``{key_added}_cell_labels`` (uint32, uint64
-    beyond; 0 is background), shapes ``..._boundaries`` (in px of the scale, with its transformations), table
+    beyond; 0 is background), shapes ``..._boundaries`` (in px of the scale, with its transformations; the index is
+    ``cell_id``, or, of a volume, there is a row a cell and plane, with the columns ``z_index`` and ``cell_id``), table
     ``{key_added}_table`` (a row a kept cell) and ``{key_added}_candidates`` (a row for every object found).
 
     Raises

@@ -171,7 +171,7 @@ class Staging:
         del self._open[name]
 
     def shapes(self, name: str, gdf: gpd.GeoDataFrame, transformations: Mapping[str, BaseTransformation]) -> None:
-        """Stage shapes, indexed by ``cell_id``, in the coordinates that ``transformations`` start from."""
+        """Stage shapes, in the coordinates ``(x, y)`` that ``transformations`` start from."""
         if len(gdf) == 0:
             msg = f"shapes {name!r} have no row, which spatialdata cannot hold; leave out, remove() old ones"
             raise InputError(msg)

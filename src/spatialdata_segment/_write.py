@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import dask.array as da
-import geopandas as gpd
 import numpy as np
-import pandas as pd
 
 from spatialdata_segment._channels import pick_channels
+from spatialdata_segment._polygons import frame_of
 from spatialdata_segment._table import candidates_table, cells_table
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.contours import Outlines, merge, trace
@@ -287,18 +286,7 @@ def _stage_shapes(request: Request, blocks: list[_Block], staging: Staging) -> N
         if not any(len(o) for o in merged.values()):
             staging.remove([element])
             continue
-        staging.shapes(element, _frame(merged, request.info.ndim), request.ref.transformations)
-
-
-def _frame(planes: dict[int, Outlines], ndim: int) -> gpd.GeoDataFrame:
-    if ndim == 2:
-        (outlines,) = planes.values()
-        return gpd.GeoDataFrame(geometry=outlines.geometry, index=pd.Index(outlines.ids, name="cell_id"))
-    columns = {
-        "z_index": np.concatenate([np.full(len(o), z) for z, o in planes.items()]),
-        "cell_id": np.concatenate([o.ids for o in planes.values()]),
-    }
-    return gpd.GeoDataFrame(columns, geometry=np.concatenate([o.geometry for o in planes.values()]))
+        staging.shapes(element, frame_of(merged, request.info.ndim), request.ref.transformations)
 
 
 def _stage_cells(

@@ -339,3 +339,23 @@ def test_tiling_invariance(data, name, seed, kind, tmp_path_factory):
     np.testing.assert_array_equal(whole.anchors, parts.anchors)
     np.testing.assert_array_equal(whole.mask.objects.reason, parts.mask.objects.reason)
     assert parts.mask.evidence["contested_px"] == 0
+
+
+@pytest.mark.parametrize("radius", [5.0, 6.8, 12.0])
+def test_a_halo_has_room_for_what_touches(radius):
+    """Beyond the context: a nucleus in a plane; two in a volume, where nearly all touch others."""
+    method = ThresholdNuclei(object_radius=radius)
+    for shape, nuclei in (((900, 900), 1), ((900, 900, 900), 2)):
+        image = ImageInfo(shape, np.dtype(np.uint16))
+        room = np.array(method.halo(image)) - method.context(image)
+        assert (room >= nuclei * 2 * radius).all()
+
+
+def test_dense_volumes_are_not_looked_at_again(tmp_path):
+    image = Tissue((72, 72, 150), seed=1, channels=("DAPI",), cell_diameter=16).image().compute()
+    method = ThresholdNuclei(threshold="otsu", object_radius=4)
+    halo = method.halo(ImageInfo(image.shape[1:], image.dtype))
+    found = tile(image, method, make_plan(image.shape[1:], (72, 72, 50), halo), tmp_path)
+    assert found.mask.evidence["shards"] == 3
+    assert len(found.anchors) > 100
+    assert found.mask.evidence["again"] == 0

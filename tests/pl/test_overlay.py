@@ -16,7 +16,7 @@ from skimage.io import imread
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.pl import overlay, save_overlay
-from spatialdata_segment.pl._overlay import outlines
+from spatialdata_segment.pl._draw import outlines
 from spatialdata_segment.testing import Tissue, strategies
 
 mpl.use("Agg")

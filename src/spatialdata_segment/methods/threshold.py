@@ -218,8 +218,8 @@ class ThresholdNuclei(Method):
         return (self._margin(_LEAST_RADIUS) + 1,) * image.ndim
 
     def halo(self, image: ImageInfo) -> tuple[int, ...]:
-        """Return the context, and room for a nucleus."""
-        room = int(2 * (self.object_radius or _USUAL_RADIUS)) + 8
+        """Return the context, and room for a nucleus; in 3D, where most touch others, for two."""
+        room = int(2 * (image.ndim - 1) * (self.object_radius or _USUAL_RADIUS)) + 8
         return (max(self._margin(_USUAL_RADIUS) + 1 + room, 64 if image.ndim == 2 else 16),) * image.ndim
 
     def _margin(self, usual: float) -> int:
