@@ -1,9 +1,12 @@
 """A volume that nobody holds: `segment` on lazy synthetic tissue, its time, its peak memory, and how good it is.
 
-    python benchmarks/volumes.py [--side 1024] [--parts labels,results] [--shard-side 205] [--folder DIR]
+    python benchmarks/volumes.py [--side 1024] [--parts labels,results,flows] [--shard-side 205] [--folder DIR]
 
 labels    nuclei by `ThresholdNuclei`, labels alone, into a store, on two threads. Goal: at most 4 GB
 results   the same with table and shapes: a row a nucleus, an outline for each nucleus and plane
+flows     the flows of the true nuclei, as Cellpose makes them of masks, as the maps of a first phase, decoded as
+          `Cellpose(do_3D=True)` does. Goal: at most 4 GB. To make them takes longer than to decode them: those of a
+          cube of 256 are made, and the volume consists of copies of that, in which nuclei end at its faces
 
 The tissue is made while it is read, chunk by chunk; no part of it is stored. How long making it once takes is told
 apart: a run makes it about three times, for the statistics, for the shards with their halos and, with the table, for
@@ -28,6 +31,8 @@ from typing import Any
 from memory import Watch, peak
 
 CHUNK = 128
+CUBE = 256
+"""Side of the volume whose flows are made."""
 GOAL = 4e9
 IOU = 0.5, 0.9
 
@@ -79,24 +84,81 @@ def segmented(folder: Path, side: int, shard_side: int, everything: bool) -> dic
     return found
 
 
+def _repeated(cube: Path, block_info: Any = None) -> Any:
+    """Return a chunk of a volume that consists of copies of a cube."""
+    import numpy as np
+
+    maps, ends = np.load(cube, mmap_mode="r"), block_info[None]["array-location"][1:]
+    at = [np.arange(a, b) % n for (a, b), n in zip(ends, maps.shape[1:], strict=True)]
+    return maps[np.ix_(range(4), *at)].astype(np.float32)
+
+
+def flows(folder: Path, side: int, shard_side: int) -> dict[str, Any]:
+    """Make flows, and write them as the maps of a first phase."""
+    import dask.array as da
+    import numpy as np
+    import spatialdata as sd
+    from spatialdata.models import Image3DModel
+
+    from spatialdata_segment import predict
+    from spatialdata_segment.testing.dummies import DummyFlows
+    from spatialdata_segment.testing.flows import volume_maps
+
+    start, least = time.perf_counter(), min(side, CUBE)
+    np.save(folder / "cube.npy", volume_maps(np.asarray(tissue(least).nuclei(-1))))
+    made_in = time.perf_counter() - start
+    chunks = da.core.normalize_chunks(CHUNK, (side,) * 3, dtype=np.float32)
+    how = {"chunks": ((4,), *chunks), "dtype": np.float32, "meta": np.empty((0,) * 4, np.float32)}
+    maps = da.map_blocks(_repeated, cube=folder / "cube.npy", **how)
+    sdata = sd.SpatialData(images={"image": Image3DModel.parse(maps, dims=("c", "z", "y", "x"))})
+    predict(sdata, "image", DummyFlows(), folder / "maps", shard_size=shard_side**3, n_jobs=2, progress=False)
+    size = sum(file.stat().st_size for file in (folder / "maps").rglob("*") if file.is_file())
+    return {"seconds": made_in, "bytes": size / side**3}
+
+
+def decoded(folder: Path) -> dict[str, Any]:
+    """Decode the maps into a store."""
+    import spatialdata as sd
+
+    from spatialdata_segment import decode
+    from spatialdata_segment.engine.events import listen
+    from spatialdata_segment.testing.dummies import DummyFlows
+
+    sd.SpatialData().write(folder / "result.zarr")
+    sdata = sd.read_zarr(folder / "result.zarr")
+    watch, before, start, used = Watch(), peak(), time.perf_counter(), time.process_time()
+    how = {"shapes": False, "table": False, "n_jobs": 2, "progress": False}
+    with listen(watch):
+        decode(folder / "maps", sdata=sdata, workflow=DummyFlows(), **how)
+    watch.done.set()
+    seconds = time.perf_counter() - start
+    found = {"before": before, "peak": peak(), "seconds": seconds, "cpu": time.process_time() - used}
+    return {**found, "stages": watch.seen, "since": {s: at - start for s, at in watch.since.items()}}
+
+
 def scored(folder: Path, side: int, crop: int) -> dict[str, Any]:
-    """Score what lies in the store."""
+    """Score what lies in the store; of copies of a cube, one in the middle."""
     import dask
     import spatialdata as sd
 
     from spatialdata_segment.testing import match_scores
 
-    labels = sd.read_zarr(folder / "result.zarr").labels["segmentation_nucleus_labels"].data
-    low = (side - crop) // 2 // CHUNK * CHUNK
-    inside = (slice(low, low + crop),) * 3
+    (labels,) = (element.data for element in sd.read_zarr(folder / "result.zarr").labels.values())
+    if (folder / "cube.npy").exists():
+        crop = min(side, CUBE)
+        low = side // 2 // CUBE * CUBE if side % CUBE == 0 else 0
+        truth = tissue(crop).nuclei(CHUNK)
+    else:
+        low = (side - crop) // 2 // CHUNK * CHUNK
+        truth = tissue(side).nuclei(CHUNK)[(slice(low, low + crop),) * 3]
     start = time.perf_counter()
     with dask.config.set(scheduler="threads", num_workers=2):
-        scores = match_scores(tissue(side).nuclei(CHUNK)[inside], labels[inside], IOU)
+        scores = match_scores(truth, labels[(slice(low, low + crop),) * 3], IOU)
     found = {"seconds": time.perf_counter() - start, "peak": peak(), "ap": scores.ap}
     return {**found, "n_truth": scores.n_truth, "n_found": scores.n_found}
 
 
-CHILDREN = {"made": made, "segmented": segmented, "scored": scored}
+CHILDREN = {"made": made, "segmented": segmented, "flows": flows, "decoded": decoded, "scored": scored}
 
 
 def child(name: str, *arguments: Any) -> dict[str, Any]:
@@ -111,10 +173,16 @@ def child(name: str, *arguments: Any) -> dict[str, Any]:
     return found
 
 
-def part(args: argparse.Namespace, everything: bool) -> bool:
+def part(args: argparse.Namespace, name: str) -> bool:
     """Run, print and score one part; return whether it met the goal."""
+    everything = name == "results"
     with tempfile.TemporaryDirectory(dir=args.folder) as place:
-        found = child("segmented", Path(place), args.side, args.shard_side, everything)
+        if name == "flows":
+            told = child("flows", Path(place), args.side, args.shard_side)
+            print(f"  flows of a cube: {told['seconds']:.1f} s; maps: {told['bytes']:.2f} bytes a voxel; decoding:")
+            found = child("decoded", Path(place))
+        else:
+            found = child("segmented", Path(place), args.side, args.shard_side, everything)
         voxels = args.side**3
         print(
             f"  {found['seconds']:.1f} s, {voxels / found['seconds'] / 1e6:.2f} million voxels a second, "
@@ -142,7 +210,7 @@ def main() -> None:
     """Run the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=1024)
-    parser.add_argument("--parts", default="labels,results")
+    parser.add_argument("--parts", default="labels,results,flows")
     parser.add_argument("--shard-side", type=int, default=205, help="of the core of a shard, at most")
     parser.add_argument("--scored", type=int, help="side of the cube that is scored; the whole by default")
     parser.add_argument("--folder", type=Path, help="where to write; the system's temporary folder by default")
@@ -162,7 +230,7 @@ def main() -> None:
     met = []
     for name in args.parts.split(","):
         print(f"\n{name}", flush=True)
-        met.append(part(args, name == "results"))
+        met.append(part(args, name))
     sys.exit(not all(met))
 
 

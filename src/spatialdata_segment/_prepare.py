@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from spatialdata_segment._request import Region
+    from spatialdata_segment._region import Region
     from spatialdata_segment.core.boxes import Box
     from spatialdata_segment.core.plan import Plan
     from spatialdata_segment.engine.executor import Executor

@@ -10,7 +10,7 @@ an object depend on its shape alone, and so not on the window in which it lies.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -59,15 +59,18 @@ def volume_maps(labels: NDArray[np.integer], anisotropy: float = 1.0) -> NDArray
     return maps
 
 
-def tissue_maps(tissue: Tissue, box: Box, anisotropy: float = 1.0) -> NDArray[np.float16]:
-    """Return the maps of the cells of a 3D tissue in one box, the same as in the whole.
+def tissue_maps(
+    tissue: Tissue, box: Box, anisotropy: float = 1.0, of: Literal["cells", "nuclei"] = "cells"
+) -> NDArray[np.float16]:
+    """Return the maps of the cells, or the nuclei, of a 3D tissue in one box, the same as in the whole.
 
-    Cells that reach into the box are made whole, so that a volume of any size is had box by box.
+    Those that reach into the box are made whole, so that a volume of any size is had box by box.
     """
     reach = 2 * math.ceil(0.9 * tissue.cell_diameter)
     around = box.grow((math.ceil(reach / tissue.anisotropy), reach, reach), Box.whole(tissue.shape))
     inner = box.within(around)
-    labels = np.asarray(tissue.cells(chunks=-1)[around.slices].compute(scheduler="sync"))
+    block = tissue.block(around)
+    labels = np.asarray(block.cells if of == "cells" else block.nuclei)
     labels = np.where(np.isin(labels, np.unique(labels[inner])), labels, 0)
     return volume_maps(labels, anisotropy)[:, *inner].copy()
 
