@@ -46,6 +46,7 @@ class TestWithOtsu(MethodTests):
 
 
 class TestIn3D(MethodTests):
+    n_plans = 1
     method = SeededWatershed(contrast_radius=2, sigma=0.5, max_distance=5)
     ndim = 3
     nucleus = ThresholdNuclei(min_distance=4, sigma=0.5)

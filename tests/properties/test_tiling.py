@@ -99,7 +99,7 @@ def test_tiling_invariance_in_3d(data, image, method, tmp_path_factory):
     _agree(data, image[:1], method, tmp_path_factory, 2)
 
 
-@few
+@settings(few, max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 2**16), levels=st.sampled_from([2, 3, 8]), smooth=st.sampled_from([0, 1, 3]))
 def test_ties(data, seed, levels, smooth, tmp_path_factory):
     """Noise of few levels: equal distances, equal costs and equal scores everywhere."""
