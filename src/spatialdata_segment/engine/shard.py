@@ -231,10 +231,11 @@ def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) 
     context = job.method.context(job.image)
 
     def look(window: Window, pixels: NDArray[Any] | None = None) -> Seen:
-        seeds = job.seeds(window.box) if job.seeds is not None else None
-        view = View(window, job.image, job.statistics, seeds, run=job.run)
+        view = View(window, job.image, job.statistics, run=job.run)
         with turn(job.turns, "predict"):
             maps = _maps(job, view, pixels)
+        if job.seeds is not None:
+            view = replace(view, seeds=_seeds(job.seeds, window.box, maps, sparse=job.method.sparse))
         with turn(job.turns, "decode"):
             return Seen.of(_decode(job, maps, view), window, context)
 
@@ -243,6 +244,16 @@ def _segment(job: Job, index: int, window: Window, pixels: NDArray[Any] | None) 
         logger.debug("shard %d looks again beyond %s", index, window.box)
         seen, rounds = look_again(seen, job.plan.halo, context, look), 2
     return seen.result(index), rounds
+
+
+def _seeds(seeds: Callable[[Box], Seeds], box: Box, maps: NDArray[Any], *, sparse: bool) -> Seeds:
+    """Return the seeds of a window: of points, all that are among them, wherever they lie."""
+    if not sparse or not len(maps):
+        return seeds(box)
+    points = maps["point"]
+    every = box.union(Box(tuple(points.min(axis=0).tolist()), tuple((points.max(axis=0) + 1).tolist())))
+    found = seeds(every)
+    return replace(found, anchors=found.anchors + np.array(every.start) - np.array(box.start))
 
 
 def _decode(job: Job, maps: NDArray[Any], view: View) -> Decoded:
@@ -276,7 +287,13 @@ def dense_maps(job: Job, window: Window, pixels: NDArray[Any] | None = None) -> 
     else:
         maps = np.asarray(method.predict(image, replace(view, model=load(method, job.devices[0]))))
     expected = method.maps_box(job.image, window.box).shape
-    if maps.shape[1:] != expected:
+    if method.sparse:
+        if maps.ndim != 1 or maps.dtype.names is None or "point" not in maps.dtype.names:
+            raise MethodError(
+                f"{method.name}.predict returned maps of shape {maps.shape} and dtype {maps.dtype}, expected (n,) with "
+                'a field "point"'
+            )
+    elif maps.shape[1:] != expected:
         raise MethodError(
             f"{method.name}.predict returned maps of shape {maps.shape}, expected (k, {', '.join(map(str, expected))})"
         )
@@ -291,7 +308,11 @@ def run_proposal(job: Job, index: int) -> Report | Failure:
         if (report := _finished(job, index, crc)) is not None:
             return report
         view = View(window, job.image, job.statistics, run=job.run)
-        found = job.method.propose(_maps(job, view, None), view)
+        maps = _maps(job, view, None)
+        if job.method.sparse:
+            window, maps = _all_around(job, window, maps)
+            view = replace(view, window=window)
+        found = job.method.propose(maps, view)
         anchors = np.asarray(found.anchors, np.int64) + np.array(window.box.start)
         inside = window.core.holds(anchors)
         edges = np.asarray(found.edges, np.int64).reshape(-1, 2)
@@ -300,6 +321,7 @@ def run_proposal(job: Job, index: int) -> Report | Failure:
             "anchors": anchors[inside],
             "scores": np.asarray(found.scores, np.float64)[inside],
             "pairs": anchors[edges].reshape(len(edges), 2 * window.box.ndim),
+            **{f"column_{name}": np.asarray(values)[inside] for name, values in found.columns.items()},
         }
         box = window.box
         write_entry(job.path(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0})
@@ -308,6 +330,19 @@ def run_proposal(job: Job, index: int) -> Report | Failure:
     except Exception as error:  # noqa: BLE001 (whatever a method raises is told with its shard)
         return Failure(index, window.core, error)
     return Report(index, box, int(inside.sum()))
+
+
+def _all_around(job: Job, window: Window, points: NDArray[Any]) -> tuple[Window, NDArray[Any]]:
+    """Return the window that holds the extents of all points of the core, and the points that meet it."""
+    assert job.maps is not None
+    ndim = window.box.ndim
+    boxes = job.method.extents(points[window.core.holds(points["point"])], job.image)
+    if not len(boxes):
+        return window, points
+    wide = window.box.union(Box(tuple(boxes[:, :ndim].min(axis=0).tolist()), tuple(boxes[:, ndim:].max(axis=0).tolist())))
+    if wide == window.box:
+        return window, points
+    return replace(window, box=wide), job.maps.read(wide)
 
 
 def _commit(path: Path, result: ShardResult, meta: Mapping[str, Any]) -> None:

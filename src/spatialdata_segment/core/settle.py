@@ -1,4 +1,4 @@
-"""Suppression of star-convex polygons in one window: what is certain there, and which pairs are left to be resolved.
+"""Suppression of star-convex objects in one window: what is certain there, and which pairs are left to be resolved.
 
 StarDist keeps candidates from the highest score down and drops those that overlap one that is kept. Such a chain has no
 end; but most of it is decided close by. A candidate is kept for certain where all that could drop it are seen and
@@ -12,20 +12,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numba.extending import overload
 
 from spatialdata_segment.core.jit import kernel
 from spatialdata_segment.core.near import make_grid, near, put
-from spatialdata_segment.core.star_overlap import ASK, exceeds, overlaps
+from spatialdata_segment.core.polyhedra_overlap import overlaps as polyhedra_overlap
+from spatialdata_segment.core.star_overlap import ASK
+from spatialdata_segment.core.star_overlap import overlaps as stars_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from spatialdata_segment.core.stars import Stars
-
 DROPPED, KEPT, OPEN = 0, 1, 2
 _EDGES = 1 << 16
+_N_STARS = 6
+"""Fields of `Stars`; `Polyhedra` have another number."""
 
 
 @dataclass(frozen=True)
@@ -49,63 +52,73 @@ def by_score(points: NDArray[np.integer], scores: NDArray[np.floating]) -> NDArr
     return np.lexsort((*reversed(points.T), -np.asarray(scores, np.float64)))
 
 
-def suppress_stars(
-    stars: Stars,
+def settle(
+    shapes: tuple[Any, ...],
     order: NDArray[np.int64],
     boxes: NDArray[np.int64],
     informed: NDArray[np.bool_],
     core: NDArray[np.bool_],
     threshold: float,
-    area_of: Callable[[NDArray[np.int64], NDArray[np.int64]], float],
+    ask: Callable[[int, int], bool],
 ) -> Undecided:
     """Decide what a window can.
 
     Parameters
     ----------
-    stars
-        The candidates.
+    shapes
+        The candidates: fields of `Stars` or of `Polyhedra`.
     order
         See `by_score`.
     boxes
-        ``(n, 4)`` their extents; two whose boxes do not meet do not overlap.
+        ``(n, 2 * ndim)`` their extents; two whose boxes do not meet do not overlap.
     informed
         ``(n,)`` all that could drop it are among the candidates.
     core
         ``(n,)`` the pairs that it is in are wanted; such a candidate must be informed.
     threshold
-        Share of the smaller polygon above which two overlap too much.
-    area_of
-        Returns the area that Clipper finds for the intersection of two polygons ``(n_rays, 2)`` of whole numbers.
+        Share of the smaller object above which two overlap too much.
+    ask
+        Tells whether two do, the more probable first, where the kernels cannot.
     """
     n = len(order)
     state, edges = np.zeros(n, np.int8), []
     grid, found = make_grid(boxes), np.empty(n, np.int64)
-    fields, limit = stars.fields, np.float32(threshold)
     asked, said = np.empty(max(n, 1), np.int64), np.empty(max(n, 1), np.bool_)
     buffer = np.empty((max(_EDGES, 2 * n), 2), np.int64)
-    at, n_asked = 0, 0
+    at, n_asked, limit = 0, 0, np.float32(threshold)
     while at < n:
         here, j, m = _go_on(
-            at, order, fields, boxes, informed, core, limit, state, grid, found, asked, said, n_asked, buffer
+            at, order, shapes, boxes, informed, core, limit, state, grid, found, asked, said, n_asked, buffer
         )
         edges.append(buffer[:m].copy())
+        n_asked = n_asked if here == at and j >= 0 else 0
         if j >= 0:
-            i = order[here]
-            n_asked = n_asked if here == at else 0
-            least = min(stars.area[i] + 1e-10, stars.area[j] + 1e-10)
-            asked[n_asked], said[n_asked] = j, exceeds(area_of(stars.corners[j], stars.corners[i]), least, limit)
+            asked[n_asked], said[n_asked] = j, ask(int(j), int(order[here]))
             n_asked += 1
-        else:
-            n_asked = 0
         at = here
     return Undecided(state, np.concatenate([np.zeros((0, 2), np.int64), *edges]))
+
+
+def judge(shapes: Any, i: int, j: int, threshold: Any) -> int:
+    """Tell whether two objects overlap too much, the more probable first; for kernels."""
+    raise NotImplementedError
+
+
+@overload(judge)
+def _judge(shapes: Any, i: Any, j: Any, threshold: Any) -> Any:
+    overlaps = stars_overlap if len(shapes) == _N_STARS else polyhedra_overlap
+
+    def told(shapes: Any, i: Any, j: Any, threshold: Any) -> Any:
+        return overlaps(shapes, i, j, threshold)
+
+    return told
 
 
 @kernel
 def _go_on(
     first: int,
     order: Any,
-    stars: Any,
+    shapes: Any,
     boxes: Any,
     informed: Any,
     core: Any,
@@ -118,7 +131,7 @@ def _go_on(
     n_asked: int,
     edges: Any,
 ) -> Any:
-    """Decide from a place in the order on, until Clipper must be asked or the edges fill their room.
+    """Decide from a place in the order on, until something must be asked or the edges fill their room.
 
     Returns
     -------
@@ -138,7 +151,7 @@ def _go_on(
                 j = found[k]
                 if state[j] != wanted:
                     continue
-                answer = overlaps(stars, j, i, threshold)  # the one that drops is first: Clipper tells them apart
+                answer = judge(shapes, j, i, threshold)
                 if answer == ASK:
                     known = -1
                     if at == first:
