@@ -26,7 +26,7 @@ def train(folder: Path, data: Path, name: str, epochs: int) -> None:
     image = normalize(raw, 1, 99.8)
     common = {"train_epochs": epochs, "train_steps_per_epoch": 40, "train_learning_rate": 1e-3}
     common |= {"train_tensorboard": False, "train_batch_size": 4}
-    np.random.seed(0)
+    rng = np.random.default_rng(0)
     if image.ndim == 2:
         config = Config2D(
             n_rays=32, grid=(2, 2), unet_n_filter_base=8, net_conv_after_unet=32, train_patch_size=(128, 128), **common
@@ -41,8 +41,8 @@ def train(folder: Path, data: Path, name: str, epochs: int) -> None:
         model = StarDist3D(config, name=name, basedir=str(folder))
 
     def augment(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        axes = tuple(a for a in range(y.ndim) if np.random.rand() < 0.5)
-        return np.flip(x, axes) * np.random.uniform(0.8, 1.2), np.flip(y, axes)
+        axes = tuple(a for a in range(y.ndim) if rng.random() < 0.5)
+        return np.flip(x, axes) * rng.uniform(0.8, 1.2), np.flip(y, axes)
 
     model.train([image], [labels], validation_data=([image], [labels]), augmenter=augment, seed=0)
     model.optimize_thresholds([image], [labels])

@@ -32,7 +32,9 @@ def make_grid(boxes: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
     while np.prod((high - low) // side + 1.0) > _MOST_CELLS:
         side *= 2
     cells = (high - low) // side + 1
-    room = int(((boxes[:, ndim:] - 1 - low) // side - (boxes[:, :ndim] - low) // side + 1).prod(axis=1).sum()) if n else 0
+    room = (
+        int(((boxes[:, ndim:] - 1 - low) // side - (boxes[:, :ndim] - low) // side + 1).prod(axis=1).sum()) if n else 0
+    )
     return (
         np.stack([side, cells, low]),
         np.full(int(np.prod(cells)), -1, np.int64),
@@ -97,6 +99,6 @@ def _span(layout: Any, boxes: Any, i: int) -> Any:
 
 
 @kernel
-def _cell(layout: Any, z: int, y: int, x: int) -> int:
+def _cell(layout: Any, z: int, y: int, x: int) -> Any:
     ndim = layout.shape[1]
     return (z * layout[1, ndim - 2] + y) * layout[1, ndim - 1] + x

@@ -84,8 +84,8 @@ class Polyhedra:
         """
         at, far = np.ascontiguousarray(points, np.float32), np.ascontiguousarray(dist, np.float32)
         triangles = np.ascontiguousarray(faces, np.int64)
-        made = _polyhedra(at, far, np.ascontiguousarray(vertices, np.float32), triangles)
-        return cls(*made, at, triangles, *directions)
+        corners, bbox, volume, inner = _polyhedra(at, far, np.ascontiguousarray(vertices, np.float32), triangles)
+        return cls(corners, bbox, volume, inner, at, triangles, *directions)
 
 
 def extents(

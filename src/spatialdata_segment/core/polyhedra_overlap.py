@@ -45,14 +45,15 @@ def overlaps(polyhedra: Any, i: int, j: int, threshold: Any) -> int:
 
 
 @kernel
-def boxes_exceed(a: Any, b: Any, least: float, threshold: Any) -> bool:
+def boxes_exceed(a: Any, b: Any, least: float, threshold: Any) -> Any:
     """Tell whether the boxes of two polyhedra share more than ``threshold`` of the smaller volume."""
     shared = np.float32(1)
     for k in range(3):
         shared *= np.float32(max(0, min(a[2 * k + 1], b[2 * k + 1]) - max(a[2 * k], b[2 * k])))
     if shared < 1e-10:
         return False
-    return np.float32(min(1.0, shared / least)) > np.float32(threshold)
+    share: Any = min(1.0, shared / least)
+    return np.float32(share) > np.float32(threshold)
 
 
 @kernel

@@ -79,12 +79,12 @@ def _in_all(p: Any, centre: Any, planes: Any, first: Any, listed: Any) -> bool:
         for e in range(first[cell], first[cell + 1]):
             if _beyond(planes[listed[e]], p):
                 return False
-    for f in range(len(planes)):
+    for f in range(len(planes)):  # noqa: SIM110 (numba knows no generators)
         if _beyond(planes[f], p):
             return False
     return True
 
 
 @kernel
-def _beyond(plane: Any, p: Any) -> bool:
+def _beyond(plane: Any, p: Any) -> Any:
     return plane[0] * p[0] + plane[1] * p[1] + plane[2] * p[2] + plane[3] > 0

@@ -52,7 +52,7 @@ def overlaps(stars: Any, i: int, j: int, threshold: Any) -> int:
 
 
 @kernel
-def exceeds(area: float, least: float, threshold: Any) -> bool:
+def exceeds(area: float, least: float, threshold: Any) -> Any:
     """Compare a share with a threshold in StarDist's precision."""
     return np.float32(np.float32(area) / least) > np.float32(threshold)
 
@@ -67,11 +67,7 @@ def _lens(r: float, s: float, d: float) -> float:
     a = (d * d + r * r - s * s) / (2 * d)
     b = d - a
     half = math.sqrt(max(0.0, r * r - a * a))
-    return (
-        r * r * math.acos(max(-1.0, min(1.0, a / r)))
-        + s * s * math.acos(max(-1.0, min(1.0, b / s)))
-        - d * half
-    )
+    return r * r * math.acos(max(-1.0, min(1.0, a / r))) + s * s * math.acos(max(-1.0, min(1.0, b / s))) - d * half
 
 
 @kernel

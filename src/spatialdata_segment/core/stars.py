@@ -65,7 +65,8 @@ class Stars:
         """
         at = np.ascontiguousarray(points, np.float32)
         sides = directions(dist.shape[1])
-        return cls(*_stars(at, np.ascontiguousarray(dist, np.float32), sides), at)
+        corners, bbox, area, length, inner = _stars(at, np.ascontiguousarray(dist, np.float32), sides)
+        return cls(corners, bbox, area, length, inner, at)
 
 
 def directions(n_rays: int) -> NDArray[np.float32]:
@@ -92,7 +93,9 @@ def extents(points: NDArray[np.integer], dist: NDArray[np.float32], shape: tuple
 def outline_corners(points: NDArray[np.integer], dist: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return ``(n, n_rays, 2)`` float32 corners ``(y, x)`` as StarDist paints them (`dist_to_coord`)."""
     phis = np.linspace(0, 2 * np.pi, dist.shape[1], endpoint=False)
-    corners = (dist[:, :, None] * np.stack([np.sin(phis), np.cos(phis)], axis=1)).astype(np.float32)
+    corners: NDArray[np.float32] = (dist[:, :, None] * np.stack([np.sin(phis), np.cos(phis)], axis=1)).astype(
+        np.float32
+    )
     corners += np.asarray(points, np.int64)[:, None]
     return corners
 

@@ -224,9 +224,7 @@ def _wanted(job: Job, blocks: Plan, shards: Iterable[int] | None) -> list[int]:
     return sorted({k for box in boxes for k in blocks.touched(box)})
 
 
-def _create(
-    group: zarr.Group, n_maps: int, dtype: str, blocks: Plan, chunks: tuple[int, ...], *, sparse: bool
-) -> None:
+def _create(group: zarr.Group, n_maps: int, dtype: str, blocks: Plan, chunks: tuple[int, ...], *, sparse: bool) -> None:
     group.attrs.update({"token": uuid4().hex, "dtype": dtype, "n_maps": n_maps, "sparse": sparse})
     if n_maps and not sparse:
         group.create_array(

@@ -78,8 +78,8 @@ def read_points(folder: Path, box: Box, dtype: np.dtype[Any]) -> NDArray[Any]:
     except FileNotFoundError as error:
         raise DamagedError(f"{path}: missing") from error
     blocks, hulls = _index(path, (status.st_mtime_ns, status.st_size, status.st_ino))
-    near = blocks[_meeting(hulls, box)] if len(blocks) else []
-    parts = [_read_block(points_path(folder, int(k)), box, dtype) for k in near]
+    near = blocks[_meeting(hulls, box)].tolist() if len(blocks) else []
+    parts = [_read_block(points_path(folder, k), box, dtype) for k in near]
     return np.concatenate([np.zeros(0, dtype), *parts])
 
 

@@ -339,7 +339,9 @@ def _all_around(job: Job, window: Window, points: NDArray[Any]) -> tuple[Window,
     boxes = job.method.extents(points[window.core.holds(points["point"])], job.image)
     if not len(boxes):
         return window, points
-    wide = window.box.union(Box(tuple(boxes[:, :ndim].min(axis=0).tolist()), tuple(boxes[:, ndim:].max(axis=0).tolist())))
+    wide = window.box.union(
+        Box(tuple(boxes[:, :ndim].min(axis=0).tolist()), tuple(boxes[:, ndim:].max(axis=0).tolist()))
+    )
     if wide == window.box:
         return window, points
     return replace(window, box=wide), job.maps.read(wide)

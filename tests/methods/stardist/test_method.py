@@ -25,3 +25,15 @@ class TestImages(MethodTests):
 
 class TestOnAGrid(MethodTests):
     method = StarDist(write_model(FOLDER / "grid", grid=(2, 2), n_rays=32, radius=8.0, n_classes=3), tile_size=32)
+
+
+class TestVolumes(MethodTests):
+    method = StarDist(write_model(FOLDER / "volumes", 3, n_rays=12, radius=4.0, prob_thresh=0.9), tile_size=32)
+    ndim = 3
+
+
+class TestVolumesOnAGrid(MethodTests):
+    method = StarDist(
+        write_model(FOLDER / "aniso", 3, n_rays=14, grid=(1, 2, 2), anisotropy=(2, 1, 1), radius=4.0), tile_size=32
+    )
+    ndim = 3

@@ -1,4 +1,4 @@
-"""Clipper, the library with which StarDist intersects polygons: asked where our own area is too close to a threshold."""
+"""Clipper, the library with which StarDist intersects polygons: asked where our own area is close to a threshold."""
 
 from __future__ import annotations
 

@@ -149,9 +149,7 @@ def describe(folder: Path) -> Description:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise MissingError(
-            f"no {path}: expected the folder of a StarDist model, with config.json and weights_best.h5"
-        )
+        raise MissingError(f"no {path}: expected the folder of a StarDist model, with config.json and weights_best.h5")
     config = _read(path)
     thresholds = _read(folder / "thresholds.json") if (folder / "thresholds.json").is_file() else {}
     try:

@@ -48,7 +48,7 @@ class Layer:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the weights, in Keras' order."""
         if self.kind == "batch_normalization":
-            return {n: (self.n_out,) for n in ("gamma", "beta", "moving_mean", "moving_variance")}
+            return dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), (self.n_out,))
         kernel = {"kernel": (*self.kernel, self.n_in, self.n_out)}
         return kernel | {"bias": (self.n_out,)} if self.bias else kernel
 
@@ -58,7 +58,7 @@ def pools_of(grid: tuple[int, ...], n: int | None = None) -> list[tuple[int, ...
 
     ``n``: the number of steps; those that are left over pool nothing.
     """
-    pooled, steps = (1,) * len(grid), []
+    pooled, steps = (1,) * len(grid), list[tuple[int, ...]]()
     while pooled != grid if n is None else len(steps) < n:
         step = tuple(2 if g > p else 1 for g, p in zip(grid, pooled, strict=True))
         pooled = tuple(p * s for p, s in zip(pooled, step, strict=True))

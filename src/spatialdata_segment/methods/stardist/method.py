@@ -142,8 +142,8 @@ class StarDist(Method):
             raise InputError(f"{self.model} is a model for {said.n_dim}D images, and this one is {image.ndim}D")
         if said.n_channels != image.n_channels:
             raise InputError(
-                f"{self.model} takes {said.n_channels} channel{'s' * (said.n_channels > 1)}, and {image.n_channels} are "
-                "given: name them in channels="
+                f"{self.model} takes {said.n_channels} channel{'s' * (said.n_channels > 1)}, and {image.n_channels} "
+                "are given: name them in channels="
             )
         if self._kept_above > self._thresholds(said)[0]:
             raise InputError(
@@ -287,8 +287,8 @@ class StarDist(Method):
         boxes = self.extents(points, view.image)
         labels = shapes.of(said).painted(points, window.box)
         n = view.image.ndim
-        low = (boxes[:, :n] >= window.box.start).all(axis=1)
-        complete = low & (boxes[:, n:] <= window.box.stop).all(axis=1)
+        inside = (boxes[:, :n] >= window.box.start) & (boxes[:, n:] <= window.box.stop)
+        complete: NDArray[np.bool_] = np.all(inside, axis=1)
         return Decoded(labels, points["point"] - np.array(window.box.start), complete)
 
     def polygons(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.object_] | None:
@@ -297,7 +297,7 @@ class StarDist(Method):
             return None
         import shapely
 
-        found = shapely.polygons(columns["_corners"][:, :, ::-1].astype(np.float64) + 0.5)
+        found: Any = shapely.polygons(columns["_corners"][:, :, ::-1].astype(np.float64) + 0.5)
         crossed = ~shapely.is_valid(found)
         if crossed.any():
             warnings.warn(

@@ -79,7 +79,7 @@ def candidates(
     at = np.argwhere(prob > np.float32(least))
     inside = np.all((at + first >= BORDER) & (at + first < said.grid_ends(shape)), axis=1)
     at = at[inside]
-    every = tuple(at.T)
+    every: tuple[Any, ...] = tuple(at.T)
     out = np.zeros(len(at), record_dtype(said))
     out["point"] = (at + first) * said.grid
     out["prob"] = prob[every]

@@ -53,22 +53,22 @@ def margin_of(said: Description) -> tuple[int, ...]:
 def _reach(said: Description) -> tuple[int, ...]:
     """Return how far, in pixels, a network looks; pooling adds what is left of a pooled pixel."""
     b, total = said.backbone, np.zeros(said.n_dim, np.int64)
-    half = np.array(b.kernel_size) // 2
-    scale = np.ones(said.n_dim, np.int64)
+    half: NDArray[np.int64] = np.array(b.kernel_size, np.int64) // 2
+    scale: NDArray[np.int64] = np.ones(said.n_dim, np.int64)
     if b.kind == "resnet":
         total += 3 + 1
         for step in pools_of(said.grid, b.n_depth):
-            total += half * scale + (np.array(step) - 1) * scale
-            scale = scale * step
+            total += half * scale + (np.array(step, np.int64) - 1) * scale
+            scale = scale * np.array(step, np.int64)
             total += half * scale * (b.n_conv - 1)
     else:
         for step in pools_of(said.grid):
-            total += half * scale * b.n_conv + (np.array(step) - 1) * scale
-            scale = scale * step
+            total += half * scale * b.n_conv + (np.array(step, np.int64) - 1) * scale
+            scale = scale * np.array(step, np.int64)
         fine = scale
         for _ in range(b.n_depth):
-            total += 2 * half * scale * b.n_conv + (np.array(b.pool) - 1) * scale
-            scale = scale * b.pool
+            total += 2 * half * scale * b.n_conv + (np.array(b.pool, np.int64) - 1) * scale
+            scale = scale * np.array(b.pool, np.int64)
         total += half * scale * b.n_conv
         scale = fine
     if b.n_features:
@@ -82,7 +82,8 @@ def tiles_of(said: Description, shape: tuple[int, ...], core: tuple[int, ...], b
     ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, core, strict=True)]
     for at in product(*ranges):
         own = Box(
-            tuple(i * c for i, c in zip(at, core, strict=True)), tuple((i + 1) * c for i, c in zip(at, core, strict=True))
+            tuple(i * c for i, c in zip(at, core, strict=True)),
+            tuple((i + 1) * c for i, c in zip(at, core, strict=True)),
         ).intersect(padded)
         yield Tile(own.grow(margin_of(said), padded), own)
 

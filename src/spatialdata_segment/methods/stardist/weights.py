@@ -103,7 +103,7 @@ def _read(path: Path) -> Held:
     h5py = require("h5py", "stardist")
     try:
         with h5py.File(path, "r") as file:
-            root = file["model_weights"] if "model_weights" in file else file
+            root = file.get("model_weights", file)
             if "layer_names" in root.attrs:
                 return _legacy(root)
             if "layers" in root:
