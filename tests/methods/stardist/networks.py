@@ -69,7 +69,7 @@ def _settings(
     passed[..., 0, 0], passed[..., n - 1, 1] = blur[..., 0, 0], blur[..., 0, 0]
     steps = int(np.log2(max(grid)))
     for k in range(2 * steps):  # two convolutions before each pooling
-        name = "conv%dd%s" % (ndim, f"_{k}" if k else "")
+        name = f"conv{ndim}d" + (f"_{k}" if k else "")
         layers[name] = {"kernel": passed, "bias": np.zeros(2)}
         passed = _both(blur)
     for name in ("middle_0", "middle_2"):
