@@ -17,7 +17,7 @@ from spatialdata_segment.core.jit import kernel
 from spatialdata_segment.core.polyhedra import holds
 from spatialdata_segment.core.star_overlap import ASK, NO, YES
 
-_CLEAR, _FEW = 1.25, 8.0
+_CLEAR, _FEW = 1.1, 6.0
 """Factor, and voxels, by which a count must differ from the threshold to be clear."""
 _SURE = 1.01
 

@@ -83,19 +83,15 @@ def settle(
     n = len(order)
     state, edges = np.zeros(n, np.int8), []
     grid, found = make_grid(boxes), np.empty(n, np.int64)
-    asked, said = np.empty(max(n, 1), np.int64), np.empty(max(n, 1), np.bool_)
+    whose, answer = np.full(n, -1, np.int64), np.zeros(n, np.int8)
     buffer = np.empty((max(_EDGES, 2 * n), 2), np.int64)
-    at, n_asked, limit = 0, 0, np.float32(threshold)
+    at, limit = 0, np.float32(threshold)
     while at < n:
-        here, j, m = _go_on(
-            at, order, shapes, boxes, informed, core, limit, state, grid, found, asked, said, n_asked, buffer
-        )
+        at, j, m = _go_on(at, order, shapes, boxes, informed, core, limit, state, grid, found, whose, answer, buffer)
         edges.append(buffer[:m].copy())
-        n_asked = n_asked if here == at and j >= 0 else 0
         if j >= 0:
-            asked[n_asked], said[n_asked] = j, ask(int(j), int(order[here]))
-            n_asked += 1
-        at = here
+            i = int(order[at])
+            whose[j], answer[j] = i, ask(int(j), i)
     return Undecided(state, np.concatenate([np.zeros((0, 2), np.int64), *edges]))
 
 
@@ -126,12 +122,13 @@ def _go_on(
     state: Any,
     grid: Any,
     found: Any,
-    asked: Any,
-    said: Any,
-    n_asked: int,
+    whose: Any,
+    answer: Any,
     edges: Any,
 ) -> Any:
     """Decide from a place in the order on, until something must be asked or the edges fill their room.
+
+    ``answer[j]`` is what was said of ``j`` and the candidate ``whose[j]``.
 
     Returns
     -------
@@ -151,17 +148,12 @@ def _go_on(
                 j = found[k]
                 if state[j] != wanted:
                     continue
-                answer = judge(shapes, j, i, threshold)
-                if answer == ASK:
-                    known = -1
-                    if at == first:
-                        for a in range(n_asked):
-                            if asked[a] == j:
-                                known = int(said[a])
-                    if known < 0:
+                if whose[j] != i:
+                    told = judge(shapes, j, i, threshold)
+                    if told == ASK:
                         return at, j, m
-                    answer = known
-                if answer:
+                    whose[j], answer[j] = i, told
+                if answer[j]:
                     if wanted == KEPT:
                         is_dropped = True
                         break
