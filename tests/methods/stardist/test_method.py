@@ -28,12 +28,12 @@ class TestOnAGrid(MethodTests):
 
 
 class TestVolumes(MethodTests):
-    method = StarDist(write_model(FOLDER / "volumes", 3, n_rays=12, radius=4.0, prob_thresh=0.9), tile_size=32)
+    method = StarDist(write_model(FOLDER / "volumes", 3, n_rays=12, radius=4.0, prob_thresh=0.97), tile_size=32)
     ndim = 3
 
 
 class TestVolumesOnAGrid(MethodTests):
     method = StarDist(
-        write_model(FOLDER / "aniso", 3, n_rays=14, grid=(1, 2, 2), anisotropy=(2, 1, 1), radius=4.0), tile_size=32
+        write_model(FOLDER / "aniso", 3, n_rays=14, grid=(1, 2, 2), anisotropy=(2, 1, 1), radius=4.0, prob_thresh=0.9), tile_size=32
     )
     ndim = 3
