@@ -195,9 +195,7 @@ def proposed_columns(path: Path | None, anchors: NDArray[np.integer]) -> dict[st
     return {name.removeprefix("column_"): entry.read(name)[at] for name in names}
 
 
-def _polygons(
-    request: Request, mask: str, columns: Mapping[str, NDArray[Any]], fate: Fate
-) -> gpd.GeoDataFrame | None:
+def _polygons(request: Request, mask: str, columns: Mapping[str, NDArray[Any]], fate: Fate) -> gpd.GeoDataFrame | None:
     """Return the outlines that the method has of its own for the objects that are kept, in order of their ids."""
     if not request.shapes or not columns:
         return None

@@ -40,7 +40,10 @@ def network_maps(name, weights, image):
     out = [np.full((n, *whole), np.nan, np.float32) for n in n_maps]
     for tile in tiles_of(said, shape, core_of(said, 16), Box.whole(shape)):
         maps = network.maps(cut(image, (0,) * len(shape), shape, tile.seen), tile)
-        at = [slice(a // g, -(-min(b, n) // g)) for a, b, g, n in zip(tile.core.start, tile.core.stop, said.grid, shape, strict=True)]
+        at = [
+            slice(a // g, -(-min(b, n) // g))
+            for a, b, g, n in zip(tile.core.start, tile.core.stop, said.grid, shape, strict=True)
+        ]
         for part, found in zip(out, [maps[0][None], *maps[1:]], strict=True):
             inner = tuple(slice(0, s.stop - s.start) for s in at)
             part[(slice(None), *at)] = found[(slice(None), *inner)]

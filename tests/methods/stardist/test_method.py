@@ -34,6 +34,7 @@ class TestVolumes(MethodTests):
 
 class TestVolumesOnAGrid(MethodTests):
     method = StarDist(
-        write_model(FOLDER / "aniso", 3, n_rays=14, grid=(1, 2, 2), anisotropy=(2, 1, 1), radius=4.0, prob_thresh=0.9), tile_size=32
+        write_model(FOLDER / "aniso", 3, n_rays=14, grid=(1, 2, 2), anisotropy=(2, 1, 1), radius=4.0, prob_thresh=0.9),
+        tile_size=32,
     )
     ndim = 3
