@@ -4,8 +4,8 @@
     python benchmarks/stardist.py parity FOLDER                  # maps, instances from the same maps, end to end
     python benchmarks/stardist.py phase2 PYTHON --side 4096      # suppression and painting of the same candidates
 
-PYTHON: of an environment with stardist 0.9.2 (and tensorflow, for ``reference``). DATA: a folder with ``nuclei_2d.tif``,
-``nuclei_3d.tif`` and their labels (``..._labels.tif``).
+PYTHON: of an environment with stardist 0.9.2 (and tensorflow, for ``reference``). DATA: a folder with
+``nuclei_2d.tif``, ``nuclei_3d.tif`` and their labels (``..._labels.tif``).
 """
 
 from __future__ import annotations
