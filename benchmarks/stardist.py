@@ -41,7 +41,7 @@ _TILE, _SPACING, _RADIUS = 1024, 26, 9.0
 
 def reference(args: argparse.Namespace) -> None:
     """Train models with stardist, and keep what it makes of the images."""
-    command = [args.python, HERE / "_stardist_reference.py", args.folder, args.data, "12", "8"]
+    command = [args.python, "-P", HERE / "_stardist_reference.py", args.folder, args.data, "12", "8"]
     subprocess.run([str(c) for c in command], check=True)
 
 
@@ -84,7 +84,7 @@ def phase2(args: argparse.Namespace) -> None:
         ours = time.perf_counter() - start
         print(f"{side} px, {len(mask.objects)} objects: ours {ours:.1f} s with {args.jobs} threads", flush=True)
         np.save(folder / "pattern.npy", pattern)
-        command = [args.python, HERE / "_stardist_blocks.py", folder / "pattern.npy", str(side), str(_TILE)]
+        command = [args.python, "-P", HERE / "_stardist_blocks.py", folder / "pattern.npy", str(side), str(_TILE)]
         subprocess.run([str(c) for c in command], check=True)
 
 

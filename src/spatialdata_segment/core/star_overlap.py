@@ -20,8 +20,6 @@ from spatialdata_segment.core.jit import kernel
 NO, YES, ASK = 0, 1, 2
 _CLOSE, _CLOSE_SHARE = 2.0, 0.1
 """px, and share of the shorter outline, by which our area and Clipper's may differ."""
-_ROUNDED = 0.75
-"""px by which a corner may be moved by rounding, and a little."""
 
 
 @kernel
@@ -41,12 +39,12 @@ def overlaps(stars: Any, i: int, j: int, threshold: Any) -> int:
         return NO
     if inner[i] < 0 or inner[j] < 0:
         return ASK
+    close = _CLOSE + _CLOSE_SHARE * min(length[i], length[j])
     dy, dx = float(points[i, 0] - points[j, 0]), float(points[i, 1] - points[j, 1])
-    sure = _lens(inner[i], inner[j], math.sqrt(dy * dy + dx * dx)) - _ROUNDED * (length[i] + length[j])
-    if sure > threshold * least * 1.001 + 1:
+    if _lens(inner[i], inner[j], math.sqrt(dy * dy + dx * dx)) > threshold * least + close:
         return YES
     found = 0.5 * abs(intersection(corners[i], corners[j]))
-    if abs(found - threshold * least) <= _CLOSE + _CLOSE_SHARE * min(length[i], length[j]):
+    if abs(found - threshold * least) <= close:
         return ASK
     return YES if exceeds(found, least, threshold) else NO
 
