@@ -22,6 +22,8 @@ _CELLS = 16
 """Cells along a side of the cube on which directions are looked up."""
 _PAD = 1e-3
 """Radians by which a triangle is taken for larger."""
+_FLAT = 1e-6
+"""Determinant of the directions of a triangle's corners below which they lie in a plane, as at a pole."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def look_up(vertices: NDArray[np.float32], faces: NDArray[np.integer]) -> tuple[
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-30)
         normal *= np.where((normal * inside).sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
         near &= centre @ normal.T >= -radius
+    near |= np.abs(np.linalg.det(corner)) < _FLAT  # what has no inside may hold voxels in any direction
     first = np.concatenate([[0], np.cumsum(near.sum(axis=1))]).astype(np.int64)
     return first, np.nonzero(near)[1].astype(np.int64)
 
