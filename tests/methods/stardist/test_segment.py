@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from spatialdata_segment import StarDist, decode, predict, segment
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.methods.base import ImageInfo
+from spatialdata_segment.methods.stardist.export import export_candidates, export_labels
 from spatialdata_segment.testing import Tissue
 
 torch = pytest.importorskip("torch")
@@ -92,6 +94,22 @@ def test_decoded_elsewhere(sdata, model, tmp_path):
         assert 0 < len(fewer[TABLE]) < len(sdata[TABLE])
     finally:
         hidden.rename(model)
+
+
+def test_exported_as_hdf5(sdata, model, tmp_path):
+    predict(sdata, "image", StarDist(model, channels=[0, 1], tile_size=64), tmp_path / "maps", progress=False)
+    with h5py.File(export_candidates(tmp_path / "maps", tmp_path / "candidates.h5")) as file:
+        points, prob = file["points"][...], file["probabilities"][...]
+        assert file["distances"].shape == (len(points), 16)
+        assert file["classes"].shape == (len(points), 3)
+    assert (prob > 0.5).all()
+    assert len(np.unique(points, axis=0)) == len(points) > 100
+    labels = decode(tmp_path / "maps", progress=False)[LABELS]
+    with h5py.File(export_labels(labels.data, tmp_path / "labels.h5")) as file:
+        assert file["labels"].dtype == np.uint32
+        assert np.array_equal(file["labels"][...], np.asarray(labels))
+    with pytest.raises(MissingError, match="expected maps that predict"):
+        export_candidates(tmp_path, tmp_path / "none.h5")
 
 
 def test_candidates_that_were_not_kept(model):
