@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spatialdata_segment.methods.expand import ExpandNuclei
     from spatialdata_segment.methods.function import Function
     from spatialdata_segment.methods.registry import register_method, register_workflow
+    from spatialdata_segment.methods.stardist.method import StarDist
     from spatialdata_segment.methods.threshold import ThresholdNuclei
     from spatialdata_segment.methods.watershed import SeededWatershed
 
@@ -42,6 +43,7 @@ __all__ = [
     "Normalization",
     "SeededWatershed",
     "SizeFilter",
+    "StarDist",
     "Step",
     "SubtractBackground",
     "ThresholdNuclei",
@@ -76,6 +78,7 @@ _HOME = {
     "Normalization": "methods.cellpose.normalization",
     "SeededWatershed": "methods.watershed",
     "SizeFilter": "config",
+    "StarDist": "methods.stardist.method",
     "Step": "_preprocess",
     "SubtractBackground": "_preprocess",
     "ThresholdNuclei": "methods.threshold",

@@ -267,7 +267,8 @@ def prepared_of(
     for name, method in methods.items():
         at = masks[name]
         blocks = Plan(tuple(sum(c) for c in at["blocks"]), tuple(map(tuple, at["blocks"])), (0,) * info.ndim)
-        there = Maps(folder / name, blocks, at["token"], frozenset(at["lacking"]))
+        method.check_decoding()
+        there = Maps(folder / name, blocks, at["token"], frozenset(at["lacking"]), sparse=method.sparse)
         jobs[name] = Job(
             method,
             images[name],

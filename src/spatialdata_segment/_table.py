@@ -89,6 +89,7 @@ def cells_table(
     affine: NDArray[np.float64] | None = None,
     pixel_area: float | None = None,
     two_masks: bool = False,
+    extra: Mapping[str, NDArray[Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> AnnData:
     """Return a row for every kept object of a mask, in order of the final ids.
@@ -108,6 +109,8 @@ def cells_table(
         Area of a pixel in µm² (of a voxel in µm³), where it is known.
     two_masks
         Add ``n_nuclei``, ``nucleus_area`` (px) and ``overlap_fraction``.
+    extra
+        What a method says of all ``objects`` besides: ``(n,)`` become columns, ``(n, k)`` entries of ``obsm``.
     metadata
         Kept as ``uns["segmentation"]``; see :func:`read_metadata`.
 
@@ -134,6 +137,8 @@ def cells_table(
         columns["n_nuclei"] = fate.n_nuclei[kept]
         columns["nucleus_area"] = fate.nucleus_area[kept]
         columns["overlap_fraction"] = fate.overlap_fraction[kept]
+    said = {name: np.asarray(v)[kept] for name, v in (extra or {}).items()}
+    columns |= {name: v for name, v in said.items() if v.ndim == 1}
     if intensities is None:
         channels, values = (), np.zeros((len(kept), 0), np.float32)
     else:
@@ -144,6 +149,9 @@ def cells_table(
         var=pd.DataFrame(index=pd.Index([str(c) for c in channels], dtype=object)),
     )
     table.obsm["spatial"] = _points(kept_objects, affine)
+    for name, v in said.items():
+        if v.ndim > 1:
+            table.obsm[name] = v
     table.uns[METADATA_KEY] = json.dumps(dict(metadata or {}), sort_keys=True, default=_plain)
     if not len(kept):
         return TableModel.parse(table)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import dask.array as da
+import geopandas as gpd
 import numpy as np
+import pandas as pd
 
 from spatialdata_segment._channels import pick_channels
 from spatialdata_segment._polygons import frame_of
@@ -141,6 +143,8 @@ def write(
     """
     outcome: Outcome | None = judge(request, masks)
     assert outcome is not None
+    said = {m: proposed_columns(mask.proposals, outcome.objects[m].anchor) for m, mask in masks.items()}
+    polygons = {m: _polygons(request, m, columns, outcome.fate(m)) for m, columns in said.items()}
     finals = {m: outcome.finals(m, len(mask.objects) + len(mask.covered)) for m, mask in masks.items()}
     warn_if_empty(request.ref.key, outcome.fate(outcome.main), sum(len(o) for o in outcome.objects.values()))
     for name, mask in masks.items():
@@ -170,9 +174,40 @@ def write(
         if candidates is not None:
             candidates.result()
     if request.shapes:
-        _stage_shapes(request, blocks, staging)
+        _stage_shapes(request, blocks, staging, polygons)
     if outcome is not None:
-        _stage_cells(request, outcome, blocks, staging, statistics)
+        shown = {n: v for n, v in said[outcome.main].items() if not n.startswith("_")}
+        _stage_cells(request, outcome, blocks, staging, statistics, shown)
+
+
+def proposed_columns(path: Path | None, anchors: NDArray[np.integer]) -> dict[str, NDArray[Any]]:
+    """Return what a method said of its proposals, for objects in the order of their anchors; nothing where it did not.
+
+    ``path``: see `Mask.proposals`.
+    """
+    if path is None:
+        return {}
+    entry = Entry(path)
+    names = entry.names("column_")
+    if not names:
+        return {}
+    known = entry.read("anchors")
+    side = np.maximum(known.max(axis=0, initial=0), anchors.max(axis=0, initial=0)) + 1
+    flat = np.ravel_multi_index(tuple(np.asarray(known, np.int64).T), tuple(side))  # in raster order
+    at = np.searchsorted(flat, np.ravel_multi_index(tuple(np.asarray(anchors, np.int64).T), tuple(side)))
+    return {name.removeprefix("column_"): entry.read(name)[at] for name in names}
+
+
+def _polygons(request: Request, mask: str, columns: Mapping[str, NDArray[Any]], fate: Fate) -> gpd.GeoDataFrame | None:
+    """Return the outlines that the method has of its own for the objects that are kept, in order of their ids."""
+    if not request.shapes or not columns or request.info.ndim == 3:
+        return None
+    kept = np.flatnonzero(fate.is_kept)
+    kept = kept[np.argsort(fate.final_id[kept], kind="stable")]
+    found = request.workflow.methods()[mask].polygons({name: v[kept] for name, v in columns.items()})
+    if found is None or not len(kept):
+        return None
+    return gpd.GeoDataFrame(geometry=found, index=pd.Index(fate.final_id[kept], name="cell_id"))
 
 
 @dataclass(frozen=True)
@@ -275,9 +310,15 @@ def _write_block(spec: _Spec, at: tuple[int, ...], image: NDArray[Any] | Stored 
     return _Block(outlines, intensities)
 
 
-def _stage_shapes(request: Request, blocks: list[_Block], staging: Staging) -> None:
-    for name in request.written:
+def _stage_shapes(
+    request: Request, blocks: list[_Block], staging: Staging, polygons: Mapping[str, gpd.GeoDataFrame | None]
+) -> None:
+    for name, mask in request.written.items():
         element = f"{request.key_added}_{name}_boundaries"
+        own = polygons.get(mask)
+        if own is not None:
+            staging.shapes(element, own, request.ref.transformations)
+            continue
         planes: dict[int, list[Outlines]] = {}
         for block in blocks:
             for z, outlines in block.outlines.pop(name):  # the pieces go as soon as they are joined
@@ -295,6 +336,7 @@ def _stage_cells(
     blocks: list[_Block],
     staging: Staging,
     statistics: Mapping[str, Mapping[str, float]],
+    extra: Mapping[str, NDArray[Any]],
 ) -> None:
     main = outcome.main
     objects, fate = outcome.objects[main], outcome.fate(main)
@@ -314,6 +356,7 @@ def _stage_cells(
             affine=request.matrix,
             pixel_area=request.pixel_area,
             two_masks=len(outcome.objects) == 2,
+            extra=extra,
             metadata=metadata,
         ),
     )

@@ -130,7 +130,7 @@ def _add_demo(commands: argparse._SubParsersAction[_Command]) -> None:
 
 
 def _add_models(commands: argparse._SubParsersAction[_Command]) -> None:
-    models = commands.add_parser("models", help="list and fetch the models of Cellpose")
+    models = commands.add_parser("models", help="list and fetch the models of Cellpose, fetch those of StarDist")
     actions = models.add_subparsers(dest="action", required=True)
     _finish(actions.add_parser("list", help="models known by name, and whether they are there"), _list_models)
     fetch = actions.add_parser(
@@ -138,7 +138,9 @@ def _add_models(commands: argparse._SubParsersAction[_Command]) -> None:
         help="download models",
         description="Download models into CELLPOSE_LOCAL_MODELS_PATH, or ~/.cellpose/models. What is there stays.",
     )
-    fetch.add_argument("names", nargs="+", metavar="NAME", help="as `models list` prints it")
+    fetch.add_argument(
+        "names", nargs="+", metavar="NAME", help="as `models list` prints it, or of StarDist, such as 2D_versatile_fluo"
+    )
     fetch.add_argument("--quiet", action="store_true", help="no progress bars")
     _finish(fetch, _fetch_models)
 
@@ -173,10 +175,15 @@ def _list_models(args: argparse.Namespace) -> None:
 
 def _fetch_models(args: argparse.Namespace) -> None:
     from spatialdata_segment.methods.cellpose.models import check_name, fetch_model, terms
+    from spatialdata_segment.methods.stardist import models as stardist
 
     for name in args.names:
-        check_name(name)
+        if name not in stardist.PRETRAINED:
+            check_name(name)
     for name in args.names:
+        if name in stardist.PRETRAINED:
+            print(f"{name}: {stardist.fetch_model(name, progress=not args.quiet)}")
+            continue
         files = fetch_model(name, progress=not args.quiet)
         for path in (files.weights, files.size):
             if path is not None:

@@ -26,6 +26,7 @@ from spatialdata_segment.methods.cellpose.method import Cellpose
 from spatialdata_segment.methods.expand import ExpandNuclei
 from spatialdata_segment.methods.function import Function
 from spatialdata_segment.methods.registry import get_method, get_workflow, register_method, register_workflow
+from spatialdata_segment.methods.stardist.method import StarDist
 from spatialdata_segment.methods.threshold import ThresholdNuclei
 from spatialdata_segment.methods.watershed import SeededWatershed
 
@@ -308,7 +309,7 @@ def as_workflow(given: str | Workflow | Method | Callable[..., Any] | Mapping[st
     )
 
 
-for _method in (ThresholdNuclei, ExpandNuclei, SeededWatershed, Cellpose, Function):
+for _method in (ThresholdNuclei, ExpandNuclei, SeededWatershed, Cellpose, StarDist, Function):
     register_method(_method)
 register_workflow("dapi", Workflow(nucleus=ThresholdNuclei()))
 register_workflow("wga", Workflow(nucleus=ThresholdNuclei(), cell=SeededWatershed()))

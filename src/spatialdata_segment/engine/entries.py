@@ -122,6 +122,10 @@ class Entry:
         """Checksum over the content."""
         return zlib.crc32(json.dumps(self._arrays).encode())
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the arrays whose names begin so."""
+        return [name for name in self._arrays if name.startswith(prefix)]
+
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 

@@ -20,6 +20,14 @@ from zarr.core.array_spec import ArrayConfig
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan, Window
 from spatialdata_segment.engine.entries import scratch_error
+from spatialdata_segment.engine.points import (
+    packed_dtype,
+    read_points,
+    sound_points,
+    unpacked_dtype,
+    write_index,
+    write_points,
+)
 from spatialdata_segment.engine.shard import Failure, Job, checksum, dense_maps, read_pixels, shard_error
 from spatialdata_segment.errors import ScratchError
 from spatialdata_segment.methods.planes import Planes
@@ -58,6 +66,8 @@ class Maps:
         Blocks that are not written.
     plane
         Of a volume: the plane whose maps ``(k, y, x)`` are read, of boxes ``(y, x)``. None: all of them.
+    sparse
+        The maps are points: see `Method.sparse`.
     """
 
     folder: Path
@@ -65,6 +75,7 @@ class Maps:
     token: str
     lacking: frozenset[int] = frozenset()
     plane: int | None = None
+    sparse: bool = False
 
     def at(self, block: int) -> tuple[int, ...]:
         """Place of a block in ``done``."""
@@ -79,6 +90,8 @@ class Maps:
     def read(self, box: Box) -> NDArray[Any]:
         """Return the maps ``(k, [z], y, x)`` of a box of their grid, which must be written.
 
+        Of points, those whose extents meet the box, as far as they are written.
+
         Raises
         ------
         ScratchError
@@ -88,9 +101,11 @@ class Maps:
             maps: NDArray[Any] = replace(self, plane=None).read(box.in_plane(self.plane))[:, 0]
             return maps
         array = _opened(self.folder, self.token)
-        if isinstance(array, np.dtype):
+        if isinstance(array, np.dtype) and not self.sparse:
             return np.zeros((0, *box.shape), array)
         try:
+            if isinstance(array, np.dtype):
+                return read_points(self.folder, box, array)
             _check_files(array, self.folder / "maps", box)
             return np.asarray(array[(slice(None), *box.slices)])
         except Exception as error:
@@ -105,7 +120,10 @@ def _opened(folder: Path, _token: str) -> zarr.Array[Any] | np.dtype[Any]:
     """Return the array; of methods without maps the dtype that they have."""
     group = zarr.open_group(folder, mode="r")
     found = group.get("maps")
-    return found if isinstance(found, zarr.Array) else np.dtype(str(group.attrs["dtype"]))
+    if isinstance(found, zarr.Array):
+        return found
+    said = str(group.attrs["dtype"])
+    return unpacked_dtype(said) if group.attrs.get("sparse") else np.dtype(said)
 
 
 def _check_files(array: zarr.Array[Any], folder: Path, box: Box) -> None:
@@ -146,14 +164,17 @@ def _sum(done: zarr.Array[Any], at: tuple[int, ...]) -> int:
         return 0
 
 
-def aligned(shape: tuple[int, ...], shard_size: int, *, flat: bool = False) -> tuple[Plan, tuple[int, ...]]:
+def aligned(
+    shape: tuple[int, ...], shard_size: int, multiple: tuple[int, ...] | None = None, *, flat: bool = False
+) -> tuple[Plan, tuple[int, ...]]:
     """Return blocks of at most about ``shard_size`` pixels that are made of whole chunks, and the chunks.
 
-    ``flat``: a chunk holds one plane of a volume.
+    ``multiple``: the chunks that are wanted. ``flat``: a chunk holds one plane of a volume.
     """
     ndim = 2 if flat else len(shape)
     side = min(CHUNK[ndim], max(16, int(shard_size ** (1 / ndim))))
-    chunks = tuple(min(side if axis >= len(shape) - ndim else 1, n) for axis, n in enumerate(shape))
+    usual = tuple(side if axis >= len(shape) - ndim else 1 for axis in range(len(shape)))
+    chunks = tuple(min(m, n) for m, n in zip(multiple or usual, shape, strict=True))
     cells = tuple(ceil(n / c) for n, c in zip(shape, chunks, strict=True))
     cut = Plan.fewest(cells, max(1, shard_size // int(np.prod(chunks))), (0,) * len(shape))
     sizes = []
@@ -184,17 +205,19 @@ def predict_maps(
     """
     image = job.image
     grid = job.method.maps_box(image, Box.whole(image.shape)).stop
-    blocks, chunks = aligned(grid, shard_size, flat=isinstance(job.method, Planes))
+    sparse, method = job.method.sparse, job.method
+    multiple = method.block_multiple(image) if sparse else None
+    blocks, chunks = aligned(grid, shard_size, multiple, flat=isinstance(method, Planes))
     group = zarr.open_group(folder, mode="a")
     if "done" not in group:
         ((n_maps, dtype),) = executor.map(partial(_probe, job), [0], f"{stage} start", on_device=job.on_device)
-        _create(group, n_maps, np.dtype(dtype), blocks, chunks)
+        _create(group, n_maps, dtype, blocks, chunks, sparse=sparse)
     token = str(group.attrs["token"])
-    maps = Maps(folder, blocks, token)
+    maps = Maps(folder, blocks, token, sparse=sparse)
     wanted = _wanted(job, blocks, shards, far)
     written = np.flatnonzero(block_sums(group)).tolist()
     pending = wanted
-    if "maps" not in group:  # a method that has none
+    if "maps" not in group and not sparse:  # a method that has none
         written, pending = wanted, []
     elif not job.verify:
         there = sorted(set(wanted).intersection(written))
@@ -207,6 +230,8 @@ def predict_maps(
     )
     if failures := [f for f in found if isinstance(f, Failure)]:
         raise shard_error(failures, len(blocks), kept=job.kept)
+    if sparse:
+        write_index(folder, sorted({*written, *wanted}))
     return replace(maps, lacking=frozenset(range(len(blocks))).difference(written, wanted))
 
 
@@ -218,9 +243,9 @@ def _wanted(job: Job, blocks: Plan, shards: Iterable[int] | None, far: int) -> l
     return sorted({k for box in boxes for k in blocks.touched(box)})
 
 
-def _create(group: zarr.Group, n_maps: int, dtype: np.dtype[Any], blocks: Plan, chunks: tuple[int, ...]) -> None:
-    group.attrs.update({"token": uuid4().hex, "dtype": dtype.str, "n_maps": n_maps})
-    if n_maps:
+def _create(group: zarr.Group, n_maps: int, dtype: str, blocks: Plan, chunks: tuple[int, ...], *, sparse: bool) -> None:
+    group.attrs.update({"token": uuid4().hex, "dtype": dtype, "n_maps": n_maps, "sparse": sparse})
+    if n_maps and not sparse:
         group.create_array(
             "maps",
             shape=(n_maps, *blocks.shape),
@@ -245,11 +270,13 @@ def _probe(job: Job, _: int) -> tuple[int, str]:
     least = Box((0,) * image.ndim, (1,) * image.ndim)
     window = job.method.maps_window(image, least).grow(job.method.map_context(image), Box.whole(image.shape))
     maps = dense_maps(job, Window(window, least, Box.whole(image.shape)))
-    return len(maps), maps.dtype.str
+    return len(maps), packed_dtype(maps.dtype) if job.method.sparse else maps.dtype.str
 
 
 def _is_sound(maps: Maps, block: int) -> bool:
     """Tell whether every byte of a block's maps is as written."""
+    if maps.sparse:
+        return sound_points(maps.folder, block)
     try:
         maps.read(maps.blocks.core(block))
     except ScratchError:
@@ -276,7 +303,11 @@ def _write_block(job: Job, maps: Maps, index: int) -> int | Failure:
         held = method.maps_box(image, window.box)
         if before:
             done[at] = 0
-        _writable(_array(group, "maps"))[(slice(None), *block.slices)] = found[(slice(None), *block.within(held))]
+        if maps.sparse:
+            found = found[block.holds(found["point"])]
+            write_points(maps.folder, index, found, method.extents(found, image))
+        else:
+            _writable(_array(group, "maps"))[(slice(None), *block.slices)] = found[(slice(None), *block.within(held))]
         done[at] = crc
     except ScratchError:
         raise

@@ -81,6 +81,9 @@ class Mask:
         Counts of what happened at the seams.
     open
         Of 3D objects that were joined of planes, by id: cores that were not computed and may change the object.
+    proposals
+        Entry with the anchors of the candidates that were proposed and stayed, and what `Candidates.columns` says of
+        them; None where the method proposes none.
     """
 
     objects: Objects
@@ -89,6 +92,7 @@ class Mask:
     labels: StitchedLabels
     evidence: dict[str, int] = field(default_factory=dict)
     open: dict[int, list[int]] = field(default_factory=dict)
+    proposals: Path | None = None
 
     def judged(self) -> Mask:
         """Return the mask without what is known of its objects."""
@@ -159,7 +163,8 @@ def run_mask(
         count = partial(count_pairs, labels=labels, other=other)
         pairs = combine_pairs(executor.map(count, cores, f"{stage} matching"))
     release()
-    return Mask(objects, covered, pairs, labels, evidence, unknown)
+    proposals = _proposals_path(folder) if job.method.proposes else None
+    return Mask(objects, covered, pairs, labels, evidence, unknown, proposals)
 
 
 def run_shards(
@@ -323,8 +328,8 @@ def _proposed(job: Job, folder: Path, needed: Sequence[int], executor: Executor,
     known = np.all([flat[order][np.minimum(a, len(flat) - 1)] == e for a, e in zip(at, ends, strict=True)], axis=0)
     edges = np.column_stack(at)[known] if len(pairs) else np.zeros((0, 2), np.int64)
     kept = greedy(scores[order], anchors[order], edges)
-    path = folder / "proposals.entry"
-    write_entry(path, {"anchors": anchors[order][kept]})
+    path = _proposals_path(folder)
+    write_entry(path, {"anchors": anchors[order][kept], **_columns(entries, order[kept])})
     return replace(job, seeds=partial(_points_of, path))
 
 
@@ -344,6 +349,18 @@ def _tallied(job: Job, folder: Path, around: Sequence[int], executor: Executor, 
     return replace(job, tallies=Tallies.of(reports, folder / "tallies.entry", counts.folder))
 
 
+def _proposals_path(folder: Path) -> Path:
+    return folder / "proposals.entry"
+
+
+def _columns(entries: Sequence[Entry], chosen: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Return the columns of some of the candidates of all shards."""
+    names = entries[0].names("column_") if entries else []
+    return {n: np.concatenate([e.read(n) for e in entries])[chosen] for n in names}
+
+
 def _points_of(path: Path, box: Box) -> Seeds:
-    anchors = read_anchors(path)
-    return Seeds(None, anchors[box.holds(anchors)] - np.array(box.start))
+    anchors = read_anchors(path)  # in raster order
+    rows = slice(*np.searchsorted(anchors[:, 0], (box.start[0], box.stop[0])).tolist())
+    near = anchors[rows]
+    return Seeds(None, near[box.holds(near)] - np.array(box.start))

@@ -280,11 +280,12 @@ def _see(job: Job, window: Window, pixels: NDArray[Any] | None) -> tuple[Seen, i
     context = job.method.context(job.image)
 
     def look(window: Window, pixels: NDArray[Any] | None = None) -> Seen:
-        seeds = job.seeds(window.box) if job.seeds is not None else None
         tally = None if job.tallies is None else job.tallies.read
-        view = View(window, job.image, job.statistics, seeds, run=job.run, tally=tally)
+        view = View(window, job.image, job.statistics, run=job.run, tally=tally)
         with turn(job.turns, "predict"):
             maps = _maps(job, view, pixels)
+        if job.seeds is not None:
+            view = replace(view, seeds=_seeds(job.seeds, window.box, maps, sparse=job.method.sparse))
         with turn(job.turns, "decode"):
             return Seen.of(_decode(job, maps, view), window, context)
 
@@ -293,6 +294,16 @@ def _see(job: Job, window: Window, pixels: NDArray[Any] | None) -> tuple[Seen, i
         logger.debug("a shard looks again beyond %s", window.box)
         seen, rounds = look_again(seen, job.plan.halo, context, look), 2
     return seen, rounds
+
+
+def _seeds(seeds: Callable[[Box], Seeds], box: Box, maps: NDArray[Any], *, sparse: bool) -> Seeds:
+    """Return the seeds of a window: of points, all that are among them, wherever they lie."""
+    if not sparse or not len(maps):
+        return seeds(box)
+    points = maps["point"]
+    every = box.union(Box(tuple(points.min(axis=0).tolist()), tuple((points.max(axis=0) + 1).tolist())))
+    found = seeds(every)
+    return replace(found, anchors=found.anchors + np.array(every.start) - np.array(box.start))
 
 
 def _decode(job: Job, maps: NDArray[Any], view: View) -> Decoded:
@@ -327,7 +338,13 @@ def dense_maps(job: Job, window: Window, pixels: NDArray[Any] | None = None) -> 
     else:
         maps = np.asarray(method.predict(image, replace(view, model=load(method, job.devices[0]))))
     expected = method.maps_box(job.image, window.box).shape
-    if maps.shape[1:] != expected:
+    if method.sparse:
+        if maps.ndim != 1 or maps.dtype.names is None or "point" not in maps.dtype.names:
+            raise MethodError(
+                f"{method.name}.predict returned maps of shape {maps.shape} and dtype {maps.dtype}, expected (n,) with "
+                'a field "point"'
+            )
+    elif maps.shape[1:] != expected:
         raise MethodError(
             f"{method.name}.predict returned maps of shape {maps.shape}, expected (k, {', '.join(map(str, expected))})"
         )
@@ -342,7 +359,11 @@ def run_proposal(job: Job, index: int) -> Report | Failure:
         if (report := _finished(job, index, crc)) is not None:
             return report
         view = View(window, job.image, job.statistics, run=job.run)
-        found = job.method.propose(_maps(job, view, None), view)
+        maps = _maps(job, view, None)
+        if job.method.sparse:
+            window, maps = _all_around(job, window, maps)
+            view = replace(view, window=window)
+        found = job.method.propose(maps, view)
         anchors = np.asarray(found.anchors, np.int64) + np.array(window.box.start)
         inside = window.core.holds(anchors)
         edges = np.asarray(found.edges, np.int64).reshape(-1, 2)
@@ -351,6 +372,7 @@ def run_proposal(job: Job, index: int) -> Report | Failure:
             "anchors": anchors[inside],
             "scores": np.asarray(found.scores, np.float64)[inside],
             "pairs": anchors[edges].reshape(len(edges), 2 * window.box.ndim),
+            **{f"column_{name}": np.asarray(values)[inside] for name, values in found.columns.items()},
         }
         box = window.box
         write_entry(job.path(index), arrays, {"input": crc, "rounds": 1, "window": [box.start, box.stop], "n": 0})
@@ -383,6 +405,21 @@ def run_tally(job: Job, index: int) -> Report | Failure:
     except Exception as error:  # noqa: BLE001 (whatever a method raises is told with its shard)
         return Failure(index, window.core, error)
     return Report(index, box, 0)
+
+
+def _all_around(job: Job, window: Window, points: NDArray[Any]) -> tuple[Window, NDArray[Any]]:
+    """Return the window that holds the extents of all points of the core, and the points that meet it."""
+    assert job.maps is not None
+    ndim = window.box.ndim
+    boxes = job.method.extents(points[window.core.holds(points["point"])], job.image)
+    if not len(boxes):
+        return window, points
+    wide = window.box.union(
+        Box(tuple(boxes[:, :ndim].min(axis=0).tolist()), tuple(boxes[:, ndim:].max(axis=0).tolist()))
+    )
+    if wide == window.box:
+        return window, points
+    return replace(window, box=wide), job.maps.read(wide)
 
 
 def _commit(path: Path, result: ShardResult, meta: Mapping[str, Any]) -> None:

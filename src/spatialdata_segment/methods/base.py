@@ -6,7 +6,7 @@ and `Method.decode` (maps -> labels with anchors). A method knows nothing of sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -104,11 +104,15 @@ class Candidates:
         ``(n,)`` float: the higher goes first, ties by raster position.
     edges
         ``(m, 2)`` positions of two candidates, of which only one may stay.
+    columns
+        What the table of the cells says of each candidate besides: names, and ``(n,)`` or ``(n, k)`` values. Those
+        of a name that begins with "_" are for `Method.polygons`.
     """
 
     anchors: NDArray[np.integer]
     scores: NDArray[np.floating]
     edges: NDArray[np.integer]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,11 @@ class Method(BaseModel):
     map_dtype
         Stored precision of the maps. They are rounded to it before they are decoded, so that a run in two
         phases gives the labels of a run in one. None: that in which `predict` returns them.
+    sparse
+        The maps are points with values, as many as there are: `predict` returns a structured array ``(n,)`` with a
+        field "point" ``(ndim,)`` int32, the pixel in the whole image, which lies in the window and comes once. A window
+        of `propose` or `decode` gets all points whose `extents` meet it, also of points outside; `propose` gets a
+        window that holds the extents of all points of its core. Goes with `proposes`.
     maps_are_local
         A map's value is the same in every window that shows `map_context` pixels around it, so that maps can be kept
         and decoded later, in other windows. False for maps that number objects.
@@ -220,6 +229,7 @@ class Method(BaseModel):
     seeded: ClassVar[bool] = False
     proposes: ClassVar[bool] = False
     map_dtype: ClassVar[str | None] = "float32"
+    sparse: ClassVar[bool] = False
     maps_are_local: ClassVar[bool] = True
     decode_parameters: ClassVar[frozenset[str]] = frozenset()
     tallies: ClassVar[bool] = False
@@ -343,6 +353,28 @@ class Method(BaseModel):
     def maps_window(self, image: ImageInfo, box: Box) -> Box:
         """Return the least window whose maps hold a box of those of the whole image; see `maps_box`."""
         return box
+
+    def extents(self, points: NDArray[Any], image: ImageInfo) -> NDArray[np.int64]:
+        """Return ``(n, 2 * ndim)`` the pixels that the object of each point may fill or be judged by, where `sparse`.
+
+        Starts, then stops, cut at the image, and not empty. Two whose extents do not meet have nothing to do with
+        each other.
+        """
+        raise NotImplementedError
+
+    def block_multiple(self, image: ImageInfo) -> tuple[int, ...] | None:
+        """Return pixels, per axis, of which blocks of maps are multiples, where `sparse`; None: as others."""
+        return None
+
+    def check_decoding(self) -> None:
+        """Raise where maps that are kept do not serve for these parameters."""
+
+    def polygons(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.object_] | None:
+        """Return an outline for each object of a mask, of what `Candidates.columns` said; None: that of its pixels.
+
+        Coordinates ``(x, y)`` have the centre of pixel 0 at 0.5.
+        """
+        return None
 
     def propose(self, maps: NDArray[Any], view: View) -> Candidates:
         """List the possible objects of a window, where `proposes` is set."""

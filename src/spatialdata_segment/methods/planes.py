@@ -221,6 +221,11 @@ def _suited(method: Method, shape: tuple[int, ...]) -> Method:
             f"{method.name} works on {' and '.join(f'{n}D' for n in sorted(method.ndims))} images, and this "
             f"one is {ndim}D with shape {shape}"
         )
+    if method.sparse:
+        raise InputError(
+            f"{method.name} keeps points in place of dense maps, and does not work plane by plane: segment the planes "
+            "as images, and join them with stitch_planes()"
+        )
     if threshold is None and shape[0] > 1:
         warnings.warn(
             f"{method.name} works on planes: the objects of the {shape[0]} planes get ids of their own. To join them "

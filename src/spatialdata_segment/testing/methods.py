@@ -121,6 +121,14 @@ class MethodTests:
         """`predict` returns ``(k, [z], y, x)``, finite in the stored precision."""
         for window in _windows(image, (0,) * self.ndim):
             maps = self._maps(image, window)
+            if self.method.sparse:
+                assert maps.ndim == 1
+                assert window.box.holds(maps["point"]).all()
+                assert len(np.unique(maps["point"], axis=0)) == len(maps)
+                boxes = _adapted(self.method, image).extents(maps, _info(image))
+                assert boxes.shape == (len(maps), 2 * self.ndim)
+                assert (boxes[:, : self.ndim] < boxes[:, self.ndim :]).all()
+                continue
             assert maps.shape[1:] == _adapted(self.method, image).maps_box(_info(image), window.box).shape
             stored = self.method.stored(maps)
             assert stored.dtype.kind not in "fc" or np.isfinite(stored).all()
@@ -152,6 +160,9 @@ class MethodTests:
         for window in _windows(image, context):
             part = self.method.stored(self._maps(image, window))
             inner, seen = method.maps_box(info, window.shrink(context)), method.maps_box(info, window.box)
+            if self.method.sparse:
+                assert part[inner.holds(part["point"])].tobytes() == whole[inner.holds(whole["point"])].tobytes()
+                continue
             every = slice(None)
             assert np.array_equal(part[(every, *inner.within(seen))], whole[(every, *inner.slices)])
 
@@ -297,7 +308,7 @@ class MethodTests:
 
     def _decode(self, image: NDArray[Any], window: Window) -> Decoded:
         """Decode a window alone: the maps in their stored precision, no image."""
-        maps = _locked(self.method.stored(self._maps(image, window)))
+        maps = _locked(self.method.stored(self._all_maps(image, window)))
         seeds = self._seeds(image)(window) if self.method.seeded or self.method.proposes else None
         view = View(window, _info(image), _statistics(self.method, image), seeds, tally=self._tallies(image))
         return _adapted(self.method, image).decode(maps, view)
@@ -311,14 +322,25 @@ class MethodTests:
         assert counts is not None
         return lambda box: counts[box.slices]
 
+    def _all_maps(self, image: NDArray[Any], window: Window) -> NDArray[Any]:
+        """Return the maps of a window as `Method.decode` gets them: of points all whose extents meet it."""
+        if not self.method.sparse:
+            return self._maps(image, window)
+        maps, box = self._maps(image, _whole(image)), window.box
+        boxes = _adapted(self.method, image).extents(maps, _info(image))
+        return maps[((boxes[:, : self.ndim] < box.stop) & (boxes[:, self.ndim :] > box.start)).all(axis=1)]
+
     def _seeds(self, image: NDArray[Any]) -> Callable[[Window], Seeds]:
         """Return the seeds of any window, from the whole image."""
         whole = _whole(image)
         view = View(whole, _info(image), _statistics(self.nucleus, image))
         if self.method.proposes:
             maps = self.method.stored(self._maps(image, whole))
-            found = self.method.propose(_locked(maps), View(whole, _info(image), _statistics(self.method, image)))
+            method = _adapted(self.method, image)
+            found = method.propose(_locked(maps), View(whole, _info(image), _statistics(self.method, image)))
             kept = np.asarray(found.anchors)[greedy(found.scores, found.anchors, found.edges)]
+            if self.method.sparse:
+                return lambda w: Seeds(None, kept - np.array(w.box.start))
             return lambda w: Seeds(None, kept[w.box.holds(kept)] - np.array(w.box.start))
         nucleus = _adapted(self.nucleus, image)
         nuclei = nucleus.decode(nucleus.stored(nucleus.predict(image, view)), view)

@@ -1,0 +1,1 @@
+"""StarDist: its networks rebuilt from their files, and star-convex objects from what they say."""
