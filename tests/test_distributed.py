@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ import spatialdata as sd
 from distributed import Client, LocalCluster
 from scipy import ndimage
 
-from spatialdata_segment import ExpandNuclei, Function, ThresholdNuclei, Workflow, _write, plan, segment
+from spatialdata_segment import ExpandNuclei, Function, Step, ThresholdNuclei, Workflow, _write, plan, segment
 from spatialdata_segment.engine.events import Event, listen
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.errors import ClusterError, InputError, ScratchError
@@ -168,6 +169,84 @@ def _blind(hidden: str | None) -> None:
 
     seen = genericpath.__dict__.setdefault("_seen", genericpath.exists)
     genericpath.exists = seen if hidden is None else lambda path: not str(path).startswith(hidden) and seen(path)
+
+
+MODULE = """
+from typing import ClassVar
+
+import numpy as np
+from scipy import ndimage
+
+from spatialdata_segment.testing.dummies import DummyNetwork
+
+
+class Elsewhere(DummyNetwork):
+    name: ClassVar[str] = "elsewhere"
+
+
+def blobs(image):
+    return ndimage.label(image[0] > 3000)[0]
+
+
+def same(block):
+    return block
+"""
+
+
+@pytest.fixture
+def elsewhere(cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Import a module that the workers, which run already, do not find."""
+    name = f"elsewhere_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module(name)
+    del sys.modules[name]
+
+
+@pytest.mark.parametrize("what", ["method", "function", "step", "image"])
+def test_what_workers_cannot_import(client: Client, elsewhere: Any, what: str) -> None:
+    """An error before anything runs, and what it proposes helps."""
+    sdata = tissue()
+    workflow: Any = {
+        "method": elsewhere.Elsewhere(),
+        "function": elsewhere.blobs,
+        "step": Workflow(cell=DummyNetwork(), preprocess=(Step(function=elsewhere.same),)),
+        "image": DummyNetwork(),
+    }[what]
+    wanted = {"method": "Elsewhere", "function": "blobs", "step": "same", "image": "same"}[what]
+    if what == "image":
+        sdata["image"].data = sdata["image"].data.map_blocks(elsewhere.same)
+    stages: list[str] = []
+    with listen(lambda event: stages.append(event.stage)):
+        with pytest.raises(InputError) as said:
+            segment(sdata, "image", workflow, **HOW)
+        assert not stages
+    file = elsewhere.__file__
+    for part in (f"needs {elsewhere.__name__}.{wanted}", "worker tcp://", f"client.upload_file({file!r})"):
+        assert part in str(said.value)
+    client.upload_file(file)
+    segment(sdata, "image", workflow, **HOW)
+
+
+def test_what_is_sent_along(cluster: LocalCluster) -> None:
+    """A class of no module that could be imported, and a closure."""
+
+    class Here(DummyNetwork):
+        name: ClassVar[str] = "here"
+
+    least = 3000
+    for method in (Here(), lambda image: ndimage.label(image[0] > least)[0]):
+        serial = segment(tissue(), "image", method, n_jobs=1, **HOW)
+        with Client(cluster):
+            found = segment(tissue(), "image", method, **HOW)
+        assert labels(found).any()
+        np.testing.assert_array_equal(labels(found), labels(serial))
+
+
+def test_what_cannot_be_sent(client: Client) -> None:
+    lock = threading.Lock()
+    with pytest.raises(InputError, match=r"the workflow cannot be sent to the workers: TypeError: cannot pickle.*lock"):
+        segment(tissue(), "image", lambda image: image[0] * lock.locked(), **HOW)
 
 
 def test_memory_of_a_worker() -> None:

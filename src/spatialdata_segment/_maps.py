@@ -262,6 +262,7 @@ def prepared_of(
         said={m: _said(masks[m]["fingerprint"], flow.methods()[m]) for m in methods},
         made_on=kept["device"],
     )
+    executor.check_loads(flow, "the workflow")
     check_memory(plans, methods, images, executor, lambda n: make_plans(methods, info, n, overlap), from_maps=True)
     jobs = {}
     for name, method in methods.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    import dask.array as da
+
     from spatialdata_segment._region import Region
     from spatialdata_segment.core.boxes import Box
     from spatialdata_segment.core.plan import Plan
@@ -43,7 +45,7 @@ def at_hand(request: Request, folder: Path, executor: Executor) -> Iterator[Requ
     Raises
     ------
     InputError
-        If workers do not see the image's files.
+        If workers do not see the image's files, or cannot load what makes its pixels.
     ScratchError
         If the folder cannot be written.
     """
@@ -54,6 +56,7 @@ def at_hand(request: Request, folder: Path, executor: Executor) -> Iterator[Requ
     for path in folders_of(request.pixels):
         executor.check_seen(path, f"image {ref.key!r}")
     if not is_carried(request.pixels):
+        executor.check_loads(_first_chunk(request.pixels), f"image {ref.key!r}")
         yield request
         return
     try:
@@ -61,6 +64,12 @@ def at_hand(request: Request, folder: Path, executor: Executor) -> Iterator[Requ
         yield replace(request, ref=replace(ref, data=pixels, array=zarr_array(pixels.data)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first_chunk(pixels: da.Array) -> Any:
+    """Return the graph of one chunk: with the functions of the others, and small."""
+    graph: Any = pixels.__dask_graph__()
+    return graph.cull([(pixels.name, *(0,) * pixels.ndim)])
 
 
 @dataclass(frozen=True)

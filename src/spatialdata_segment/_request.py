@@ -255,6 +255,7 @@ def resolve(
         _tell_raised(methods, request.plans, overlap_px)
     for mask, method in methods.items():
         method.check(request.images[mask])
+    executor.check_loads(workflow, "the workflow")
     check_memory(request.plans, methods, request.images, executor, lambda n: make_plans(methods, info, n, overlap_px))
     return request
 

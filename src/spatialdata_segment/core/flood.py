@@ -98,7 +98,7 @@ def flood(
     that touch no such pixel: they are as in the whole image.
     """
     labels = np.zeros(squared.shape, np.int32)
-    _flood(squared, seeds, unknown, unsure, labels, np.empty(squared.size, index_dtype(squared.size)))
+    _flood(squared, seeds, unknown, unsure, labels, np.empty(1024, index_dtype(squared.size)))
     return labels, complete(labels, len(seeds))
 
 
@@ -257,52 +257,15 @@ def index_dtype(size: int) -> type[np.signedinteger]:
 
 
 @kernel
-def _undisputed(flat: Any, shape: Any, lab: Any, done: Any, queue: Any) -> Any:
-    """Settle the components that one source alone can reach; ``lab`` holds the sources, and then the labels."""
-    nz, ny, nx = shape
-    visited = np.zeros(flat.size, np.bool_)
-    for first in range(flat.size):
-        if flat[first] == 0 or visited[first]:
-            continue
-        visited[first] = True
-        queue[0] = first
-        head, tail = 0, 1
-        seeds, unseen, label = 0, 0, 0
-        while head < tail:
-            p = np.int64(queue[head])
-            head += 1
-            if lab[p] > 0:
-                seeds += 1
-                label = lab[p]
-            elif lab[p] < 0:
-                unseen += 1
-            z, y, x = p // (ny * nx), (p // nx) % ny, p % nx
-            for dz in range(-1 if z > 0 else 0, 2 if z < nz - 1 else 1):
-                for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
-                    for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
-                        q = p + (dz * ny + dy) * nx + dx
-                        if flat[q] != 0 and not visited[q]:
-                            visited[q] = True
-                            queue[tail] = q
-                            tail += 1
-        if seeds == 0 or (seeds == 1 and unseen == 0):
-            for i in range(tail):
-                lab[queue[i]] = label if seeds else -1
-                done[queue[i]] = True
-
-
-@kernel
 def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any, room: Any) -> Any:
-    """Dijkstra over the foreground; a heap of (cost, source, pixel), source -1 being the unseen.
+    """Flood one connected component of the foreground after the other; ``room`` is where their pixels are listed.
 
-    ``room`` has an integer for each pixel: first the queue of a component, then where its cost stands in ``best``.
+    ``labels`` holds the sources first: the seeds, and -1 for the unseen. A component that one source alone can reach
+    is settled at once.
     """
     nz, ny, nx = squared.shape
     size = nz * ny * nx
-    flat = squared.reshape(size)
-    lab = labels.reshape(size)
-    unk = unknown.reshape(size)
-    done = np.zeros(size, np.bool_)
+    flat, lab, unk = squared.reshape(size), labels.reshape(size), unknown.reshape(size)
     for i in range(len(seeds)):
         lab[(seeds[i, 0] * ny + seeds[i, 1]) * nx + seeds[i, 2]] = i + 1
     for i in range(len(unsure)):
@@ -310,50 +273,104 @@ def _flood(squared: Any, seeds: Any, unknown: Any, unsure: Any, labels: Any, roo
     for p in range(size):
         if unk[p]:
             lab[p] = -1
-    _undisputed(flat, squared.shape, lab, done, room)
-    disputed = 0
-    for p in range(size):
-        if flat[p] != 0 and not done[p]:
-            room[p] = disputed
-            disputed += 1
-    best = np.full(disputed, np.iinfo(np.int64).max, np.int64)
-    capacity = 1024
-    cost = np.empty(capacity, np.int64)
-    source = np.empty(capacity, np.int32)
-    pixel = np.empty(capacity, np.int64)
-    n = 0
-    for p in range(size):
-        if done[p] or lab[p] == 0:
+    visited = np.zeros(size, np.bool_)
+    for first in range(size):
+        if flat[first] == 0 or visited[first]:
             continue
-        best[room[p]] = 0
-        if unk[p] and not _at_rim(flat, unk, squared.shape, p):  # the inside of the unknown has nowhere to go
-            done[p] = True
-            continue
-        if n == capacity:
-            capacity, cost, source, pixel = _wider(capacity, cost, source, pixel)
-        n = _push(cost, source, pixel, n, np.int64(0), lab[p], np.int64(p))
-    while n > 0:
-        c, s, p = cost[0], source[0], pixel[0]
-        n = _pop(cost, source, pixel, n)
-        if done[p] or best[room[p]] != c or lab[p] != s:
-            continue
-        done[p] = True
+        room, n = _component(flat, squared.shape, visited, first, room)
+        found, unseen, label = 0, 0, -1
+        for i in range(n):
+            if lab[room[i]] > 0:
+                found += 1
+                label = lab[room[i]]
+            elif lab[room[i]] < 0:
+                unseen += 1
+        if found == 0 or (found == 1 and unseen == 0):
+            for i in range(n):
+                lab[room[i]] = label
+        else:
+            _dispute(flat, unk, squared.shape, lab, room[:n])
+
+
+@kernel
+def _component(flat: Any, shape: Any, visited: Any, first: Any, room: Any) -> Any:
+    """List the pixels connected with the first, in ``room`` or a larger one; return that and their number."""
+    nz, ny, nx = shape
+    visited[first] = True
+    room[0] = first
+    head, tail = 0, 1
+    while head < tail:
+        p = np.int64(room[head])
+        head += 1
+        if tail + 26 > len(room):
+            larger = np.empty(2 * len(room) + 26, room.dtype)
+            larger[:tail] = room[:tail]
+            room = larger
         z, y, x = p // (ny * nx), (p // nx) % ny, p % nx
         for dz in range(-1 if z > 0 else 0, 2 if z < nz - 1 else 1):
             for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
                 for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
                     q = p + (dz * ny + dy) * nx + dx
-                    if flat[q] == 0 or done[q] or best[room[q]] == 0:
+                    if flat[q] != 0 and not visited[q]:
+                        visited[q] = True
+                        room[tail] = q
+                        tail += 1
+    return room, tail
+
+
+@kernel
+def _dispute(flat: Any, unk: Any, shape: Any, lab: Any, pixels: Any) -> Any:
+    """Dijkstra over a component; a heap of (cost, source, pixel), source -1 being the unseen.
+
+    As long as it takes, ``lab`` holds the places of the pixels in their list, so that all else is as long as that.
+    """
+    nz, ny, nx = shape
+    own = np.empty(len(pixels), np.int32)
+    for i in range(len(pixels)):
+        own[i] = lab[pixels[i]]
+        lab[pixels[i]] = i
+    best = np.full(len(pixels), np.iinfo(np.int64).max, np.int64)
+    done = np.zeros(len(pixels), np.bool_)
+    capacity = 64
+    cost, source, place = np.empty(capacity, np.int64), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
+    n = 0
+    for i in range(len(pixels)):
+        if own[i] == 0:
+            continue
+        best[i] = 0
+        if unk[pixels[i]] and not _at_rim(flat, unk, shape, np.int64(pixels[i])):  # what is inside has nowhere to go
+            done[i] = True
+            continue
+        if n == capacity:
+            capacity, cost, source, place = _wider(capacity, cost, source, place)
+        n = _push(cost, source, place, n, np.int64(0), own[i], i)
+    while n > 0:
+        c, s, i = cost[0], source[0], place[0]
+        n = _pop(cost, source, place, n)
+        if done[i] or best[i] != c or own[i] != s:
+            continue
+        done[i] = True
+        p = np.int64(pixels[i])
+        z, y, x = p // (ny * nx), (p // nx) % ny, p % nx
+        for dz in range(-1 if z > 0 else 0, 2 if z < nz - 1 else 1):
+            for dy in range(-1 if y > 0 else 0, 2 if y < ny - 1 else 1):
+                for dx in range(-1 if x > 0 else 0, 2 if x < nx - 1 else 1):
+                    q = p + (dz * ny + dy) * nx + dx
+                    if flat[q] == 0:
+                        continue
+                    k = lab[q]
+                    if done[k] or best[k] == 0:
                         continue
                     length = 3 + 2 * (abs(dz) + abs(dy) + abs(dx))
                     there = c + length * _step_cost(flat[q])
-                    least = best[room[q]]
-                    if there < least or (there == least and s < lab[q]):
-                        best[room[q]] = there
-                        lab[q] = s
+                    if there < best[k] or (there == best[k] and s < own[k]):
+                        best[k] = there
+                        own[k] = s
                         if n == capacity:
-                            capacity, cost, source, pixel = _wider(capacity, cost, source, pixel)
-                        n = _push(cost, source, pixel, n, there, s, q)
+                            capacity, cost, source, place = _wider(capacity, cost, source, place)
+                        n = _push(cost, source, place, n, there, s, k)
+    for i in range(len(pixels)):
+        lab[pixels[i]] = own[i]
 
 
 @kernel
@@ -371,33 +388,33 @@ def _at_rim(flat: Any, unk: Any, shape: Any, p: Any) -> Any:
 
 
 @kernel
-def _wider(capacity: Any, cost: Any, seed: Any, pixel: Any) -> Any:
+def _wider(capacity: Any, cost: Any, seed: Any, place: Any) -> Any:
     a = np.empty(2 * capacity, np.int64)
     b = np.empty(2 * capacity, np.int32)
-    c = np.empty(2 * capacity, np.int64)
+    c = np.empty(2 * capacity, np.int32)
     a[:capacity] = cost
     b[:capacity] = seed
-    c[:capacity] = pixel
+    c[:capacity] = place
     return 2 * capacity, a, b, c
 
 
 @kernel
-def _push(cost: Any, seed: Any, pixel: Any, n: Any, c: Any, s: Any, p: Any) -> Any:
+def _push(cost: Any, seed: Any, place: Any, n: Any, c: Any, s: Any, p: Any) -> Any:
     i = n
     while i > 0:
         up = (i - 1) >> 1
         if cost[up] < c or (cost[up] == c and seed[up] <= s):
             break
-        cost[i], seed[i], pixel[i] = cost[up], seed[up], pixel[up]
+        cost[i], seed[i], place[i] = cost[up], seed[up], place[up]
         i = up
-    cost[i], seed[i], pixel[i] = c, s, p
+    cost[i], seed[i], place[i] = c, s, p
     return n + 1
 
 
 @kernel
-def _pop(cost: Any, seed: Any, pixel: Any, n: Any) -> Any:
+def _pop(cost: Any, seed: Any, place: Any, n: Any) -> Any:
     n -= 1
-    c, s, p = cost[n], seed[n], pixel[n]
+    c, s, p = cost[n], seed[n], place[n]
     i = 0
     while True:
         child = 2 * i + 1
@@ -408,7 +425,7 @@ def _pop(cost: Any, seed: Any, pixel: Any, n: Any) -> Any:
             child = right
         if c < cost[child] or (c == cost[child] and s <= seed[child]):
             break
-        cost[i], seed[i], pixel[i] = cost[child], seed[child], pixel[child]
+        cost[i], seed[i], place[i] = cost[child], seed[child], place[child]
         i = child
-    cost[i], seed[i], pixel[i] = c, s, p
+    cost[i], seed[i], place[i] = c, s, p
     return n

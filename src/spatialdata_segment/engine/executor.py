@@ -22,6 +22,7 @@ from dask.threaded import get as get_threaded
 
 from spatialdata_segment.engine.devices import Turns, forget_turns, resolve_devices
 from spatialdata_segment.engine.events import Event, emit
+from spatialdata_segment.engine.loads import missing, packed, told
 from spatialdata_segment.errors import ClusterError, InputError, ScratchError, SegmentationWarning, is_whole
 
 if TYPE_CHECKING:
@@ -175,6 +176,16 @@ class Executor:
                 f"the folder {folder} is not there for the workers {', '.join(blind[:3])}: pass scratch= with a folder "
                 "on a disk that this machine and all workers share"
             )
+
+    def check_loads(self, value: Any, what: str) -> None:
+        """Raise where the scheduler or a worker cannot load what tasks are to carry."""
+        if self.client is None:
+            return
+        data = packed(value, what)
+        lacking = {f"the worker {at}": found for at, found in self._everywhere(missing, data).items()}
+        lacking["the scheduler"] = self.client.run_on_scheduler(missing, data)
+        if at := [name for name, found in lacking.items() if found is not None]:
+            raise told(lacking[at[0]], what, at)
 
     def _blind(self, path: Path) -> list[str]:
         return [at for at, sees in self._everywhere(os.path.exists, str(path)).items() if not sees]
