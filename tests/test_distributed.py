@@ -228,14 +228,19 @@ def test_what_workers_cannot_import(client: Client, elsewhere: Any, what: str) -
     segment(sdata, "image", workflow, **HOW)
 
 
-def test_what_is_sent_along(cluster: LocalCluster) -> None:
-    """A class of no module that could be imported, and a closure."""
+def _of_here() -> DummyNetwork:
+    """Return a method whose class is known by no name; pydantic keeps the variables around it with the class."""
 
     class Here(DummyNetwork):
         name: ClassVar[str] = "here"
 
+    return Here()
+
+
+def test_what_is_sent_along(cluster: LocalCluster) -> None:
+    """A class of no module that could be imported, and a closure."""
     least = 3000
-    for method in (Here(), lambda image: ndimage.label(image[0] > least)[0]):
+    for method in (_of_here(), lambda image: ndimage.label(image[0] > least)[0]):
         serial = segment(tissue(), "image", method, n_jobs=1, **HOW)
         with Client(cluster):
             found = segment(tissue(), "image", method, **HOW)
