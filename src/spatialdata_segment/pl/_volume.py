@@ -11,7 +11,7 @@ from dask.base import compute
 from dask.delayed import delayed
 
 from spatialdata_segment._request import checked_pixel_size
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.pl._draw import (
     blend,
     columns,
@@ -95,10 +95,10 @@ def orthogonal_views(
     found = source(image, labels, crop, channels, ndim=3, shown=(0, 1, 2))
     size = checked_pixel_size(pixel_size, 3) or (1.0, 1.0, 1.0)
     middle = [(a + b) // 2 for a, b in zip(found.crop.start, found.crop.stop, strict=True)]
-    at = middle if point is None else [int(p) for p in point]
-    if len(at) != 3 or not found.crop.holds(np.array([at]))[0]:
-        raise InputError(f"point={point}: expected (z, y, x) inside of what is shown, {found.crop}.")
-    drawn = _new_axes(found.crop, size) if axes is None else tuple(axes)
+    at = middle if point is None else list(np.ravel(np.asarray(point, object)))
+    if len(at) != 3 or not all(is_whole(p) for p in at) or not found.crop.holds(np.array([at], np.int64))[0]:
+        raise InputError(f"point={point!r}: expected voxels (z, y, x) inside of what is shown, {found.crop}.")
+    drawn = _new_axes(found.crop, size) if axes is None else tuple(np.ravel(np.asarray(axes, object)))
     if len(drawn) != 3:
         raise InputError(f"axes: {len(drawn)} given, expected three, for the planes xy, zy and xz.")
     planes = {view: [_cut(c, found, view, at) for c in found.channels] for view in _VIEWS}
@@ -172,9 +172,10 @@ def maximum_projection(
     --------
     >>> pl.maximum_projection(sdata["image"], sdata["segmentation_cell_labels"], crop=np.s_[10:20, :512, :512])
     """
-    view = {"z": "xy", "y": "xz", "x": "zy"}.get(axis)
-    if view is None:
+    views = {"z": "xy", "y": "xz", "x": "zy"}
+    if str(axis) not in views:
         raise InputError(f"axis={axis!r}: expected 'z', 'y' or 'x'.")
+    view = views[str(axis)]
     seen, down, right = _VIEWS[view]
     found = source(image, labels, crop, channels, ndim=3, shown=(down, right))
     size = checked_pixel_size(pixel_size, 3) or (1.0, 1.0, 1.0)

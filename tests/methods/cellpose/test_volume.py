@@ -217,6 +217,8 @@ def test_volumes_and_images_are_told_apart(cellpose, image):
         segment(flat, "image", cellpose())
     with pytest.raises(InputError, match=r"stitch_threshold=0.25: cellpose works on volumes alone"):
         segment(store(image), "image", cellpose(stitch_threshold=0.25))
+    with pytest.raises(InputError, match=r"anisotropy=3000 .*expected 0.05 to 20"):
+        segment(store(image), "image", cellpose(), pixel_size=(1500, 0.5, 0.5))
     with pytest.raises(InputError, match="without a pass over the whole image"):
         label_image(image, cellpose())
 

@@ -323,6 +323,11 @@ class Cellpose(Method):
                 f"diameter={self.diameter}, rescale={self.rescale}: the image would be enlarged {self._factor:.0f}"
                 f" fold, expected at most {_LARGEST}: check the diameter, which is in pixels of the scale used"
             )
+        if self.do_3D and not 1 / _LARGEST <= (ratio := self._anisotropy(image)) <= _LARGEST:
+            raise InputError(
+                f"anisotropy={ratio:g} (pixel size {image.pixel_size}), expected {1 / _LARGEST} to {_LARGEST}: the "
+                "distance of two planes over that of two pixels; check the units of both"
+            )
         if said.nbase is not None and len(said.nbase) > _MOST_LEVELS:
             raise InputError(
                 f"{files.weights} has {len(said.nbase) - 1} levels, expected at most {_MOST_LEVELS - 1}: images are "
@@ -352,9 +357,8 @@ class Cellpose(Method):
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
         """Fill in the diameter, the factor of resizing and the side of the tiles."""
         known: dict[str, float] = {"tile_size": self._side}
-        if self.do_3D and self.anisotropy is None:
-            size = image.pixel_size
-            known["anisotropy"] = 1.0 if size is None else size[0] / (size[1] * size[2]) ** 0.5
+        if self.do_3D:
+            known["anisotropy"] = self._anisotropy(image)
         if self.rescale is not None and self.diameter is None:
             known["diameter"] = self.diam_mean / self.rescale
         elif self.rescale is None:
@@ -367,6 +371,13 @@ class Cellpose(Method):
         if self.rescale is not None:
             return self.rescale
         return 1.0 if self.diameter is None else self.diam_mean / self.diameter
+
+    def _anisotropy(self, image: ImageInfo) -> float:
+        """Return the distance of two planes over that of two pixels."""
+        if self.anisotropy is not None or image.pixel_size is None:
+            return self.anisotropy or 1.0
+        z, y, x = image.pixel_size
+        return float(z / (y * x) ** 0.5)
 
     def _grid(self, shape: tuple[int, ...]) -> Resized:
         return Resized.by(shape, self._factor, self.anisotropy or 1.0)
@@ -387,7 +398,7 @@ class Cellpose(Method):
     @property
     def seconds_per_megapixel(self) -> float:  # type: ignore[override]
         """Time of the network, which sees each voxel in three planes."""
-        return 9.0 if self.do_3D else 3.0
+        return 9.0 * self._factor**3 * (self.anisotropy or 1.0) if self.do_3D else 3.0
 
     @property
     def _side(self) -> int:
