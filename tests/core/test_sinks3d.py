@@ -96,7 +96,7 @@ def test_as_the_slow_one(ends):
     assert np.array_equal(areas, np.bincount(expected[expected > 0], minlength=len(places) + 1)[1:])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(0, 2**16), st.sampled_from([1, 3, 9]), st.tuples(*[st.integers(0, 30)] * 3))
 def test_a_part_knows_its_own(seed, scale, corner):
     """Of a part of the counts, what has grown `SEEN` and more from its sides is that of the whole."""

@@ -151,13 +151,18 @@ def _mark_rests(field: Any) -> None:
 
 @kernel
 def _follow(field: Any, edge: Any, steps: Any, start: Any, ends: Any) -> None:
-    """Follow paths, a block of them at once: their steps do not wait for each other."""
+    """Follow paths, a block of them at once: their steps do not wait for each other.
+
+    Positions are whole numbers, so that a path comes to rest, to go to and fro, or round and round, mostly soon. Where
+    it was after 1, 2, 4, 8 ... steps is remembered; once it is there again, what is left is less than one round.
+    """
     depth, height, width = field.shape
     rows, columns = ends.shape[1], ends.shape[2]
     last = (depth - 1) * _UNIT, (height - 1) * _UNIT, (width - 1) * _UNIT
     words, out = field.reshape(-1), ends.reshape(-1)
     room = _BLOCK * _BLOCK * _BLOCK
-    at, before, voxel = np.empty((room, 3), np.int32), np.empty((room, 3), np.int32), np.empty(room, np.int32)
+    at, voxel = np.empty((room, 3), np.int32), np.empty(room, np.int32)
+    before, mark, until = np.empty((room, 3), np.int32), np.empty((room, 3), np.int32), np.empty(room, np.int32)
     least, most = np.empty(3, np.int64), np.empty(3, np.int64)
     for k in range(3):
         least[k], most[k] = 0 if edge[k, 0] else -(1 << 40), last[k] if edge[k, 1] else 1 << 40
@@ -176,21 +181,23 @@ def _follow(field: Any, edge: Any, steps: Any, start: Any, ends: Any) -> None:
                                 out[here] = (a * height + b) * width + c
                             elif word & np.uint64(INSIDE << 48):
                                 at[n, 0], at[n, 1], at[n, 2], voxel[n] = a * _UNIT, b * _UNIT, c * _UNIT, here
-                                before[n, 0] = before[n, 1] = before[n, 2] = -1
+                                before[n, 0] = before[n, 1] = before[n, 2] = mark[n, 0] = mark[n, 1] = mark[n, 2] = -1
+                                until[n] = steps
                                 n += 1
-                _follow_block(words, height, width, last, least, most, steps, n, at, before, voxel, out)
+                _follow_block(words, height, width, last, least, most, steps, n, at, before, mark, until, voxel, out)
 
 
 @kernel
 def _follow_block(
     words: Any, height: Any, width: Any, last: Any, least: Any, most: Any, steps: Any,
-    n: Any, at: Any, before: Any, voxel: Any, ends: Any,
+    n: Any, at: Any, before: Any, mark: Any, until: Any, voxel: Any, ends: Any,
 ) -> None:  # fmt: skip
     least_z, least_y, least_x = least[0], least[1], least[2]
     most_z, most_y, most_x = most[0], most[1], most[2]
     last_z, last_y, last_x = last
+    marked = 0
     for t in range(1, steps + 1):
-        moving = 0
+        moving, marks = 0, t & (t - 1) == 0
         for i in range(n):
             z, y, x = np.int64(at[i, 0]), np.int64(at[i, 1]), np.int64(at[i, 2])
             step_z, step_y, step_x, is_known = step_at(
@@ -203,21 +210,28 @@ def _follow_block(
                 continue
             a, b, c = min(last_z, max(0, a)), min(last_y, max(0, b)), min(last_x, max(0, c))
             there = ((a >> BITS) * height + (b >> BITS)) * width + (c >> BITS)
-            if words[there] & np.uint64(RESTS << 48) or (a == z and b == y and c == x):
-                ends[voxel[i]] = there
-                continue
-            if a == before[i, 0] and b == before[i, 1] and c == before[i, 2]:  # to and fro between two places
+            if a == before[i, 0] and b == before[i, 1] and c == before[i, 2]:
                 here = ((z >> BITS) * height + (y >> BITS)) * width + (x >> BITS)
                 ends[voxel[i]] = there if (steps - t) % 2 == 0 else here
                 continue
+            left = until[i]
+            if left == steps and a == mark[i, 0] and b == mark[i, 1] and c == mark[i, 2]:
+                left = t + (steps - t) % (t - marked)
+            if left == t or words[there] & np.uint64(RESTS << 48) or (a == z and b == y and c == x):
+                ends[voxel[i]] = there
+                continue
+            if marks:
+                mark[moving, 0], mark[moving, 1], mark[moving, 2] = a, b, c
+            else:
+                mark[moving, 0], mark[moving, 1], mark[moving, 2] = mark[i, 0], mark[i, 1], mark[i, 2]
             before[moving, 0], before[moving, 1], before[moving, 2] = z, y, x
-            at[moving, 0], at[moving, 1], at[moving, 2], voxel[moving] = a, b, c, voxel[i]
+            at[moving, 0], at[moving, 1], at[moving, 2], voxel[moving], until[moving] = a, b, c, voxel[i], left
             moving += 1
+        if marks:
+            marked = t
         n = moving
         if n == 0:
             break
-    for i in range(n):
-        ends[voxel[i]] = ((at[i, 0] >> BITS) * height + (at[i, 1] >> BITS)) * width + (at[i, 2] >> BITS)
 
 
 @kernel
