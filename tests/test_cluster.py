@@ -283,7 +283,8 @@ def test_clusters_that_are_refused(tmp_path):
 def test_ctrl_c_stays_an_interruption():
     """Import in a process of its own: here it may have happened."""
     code = (
-        "import signal; from spatialdata_segment.cluster import slurm; slurm._cluster_class(); "
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & has it ignored
+        "from spatialdata_segment.cluster import slurm; slurm._cluster_class(); "
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
