@@ -22,7 +22,8 @@ _UNIT = 1 << BITS
 _Z_AND_Y, _X_AND_UNKNOWN = 0xFFFF_0000_FFFF, UNKNOWN << 32 | 0xFFFF
 
 _BLOCK = 8
-_ROOM = _BLOCK * _BLOCK * _BLOCK
+_ROOM = _BLOCK * _BLOCK * _BLOCK + 16
+"""Of a row; rows a power of two apart would share the same lines of the cache."""
 _BATCH = 64
 
 # Rows of what is known of the paths of a block, `_ROOM` of each, int32: positions now (z, y, x), one step before, and
@@ -80,35 +81,33 @@ def _follow_block(
     """Follow the first ``n`` paths to their ends."""
     marked = 0
     for t in range(steps + 1):
-        going = 0
         for first in range(0, n, _BATCH):
-            start = going
-            going = _gather(words, size, t, steps, marked, first, min(n, first + _BATCH), start, paths, around, ends)
+            n = _gather(words, size, t, steps, marked, first, n, paths, around, ends)
+            count = min(n - first, _BATCH)
             if t & (t - 1) == 0:
                 for k in range(3):
-                    for i in range(start, going):
+                    for i in range(first, first + count):
                         paths[_MARK + k * _ROOM + i] = paths[k * _ROOM + i]
-            _advance(size, least, most, start, going - start, paths, around)
+            _advance(size, least, most, first, count, paths, around)
         if t & (t - 1) == 0:
             marked = t
-        n = going
         if n == 0:
             break
 
 
 @kernel
 def _gather(
-    words: Any, size: Any, t: Any, steps: Any, marked: Any,
-    first: Any, stop: Any, going: Any, paths: Any, around: Any, ends: Any,
-) -> Any:  # fmt: skip
-    """Write the ends of the paths from ``first`` to ``stop`` that are there after ``t`` steps.
+    words: Any, size: Any, t: Any, steps: Any, marked: Any, first: Any, n: Any, paths: Any, around: Any, ends: Any
+) -> Any:
+    """Gather the words around a batch of paths from ``first`` on.
 
-    The others move to ``going`` and after, with the words around them gathered; returns where they end.
+    Of those that are at their ends after ``t`` steps these are written, and the last of all ``n`` paths takes their
+    place; returns how many are left.
     """
     height, width = size[1], size[2]
     last_z, last_y, last_x = (size[0] - 1) * _UNIT, (height - 1) * _UNIT, (width - 1) * _UNIT
-    start = going
-    for i in range(first, stop):
+    i = first
+    while i < min(n, first + _BATCH):
         found, at = paths[_FOUND + i], paths[_AT + i]
         if found & _MET and paths[_UNTIL + i] == steps:
             paths[_UNTIL + i] = t + (steps - t) % (t - marked)
@@ -119,15 +118,14 @@ def _gather(
                 z, y, x = paths[_BEFORE + i], paths[_BEFORE + _ROOM + i], paths[_BEFORE + 2 * _ROOM + i]
                 at = ((z >> BITS) * height + (y >> BITS)) * width + (x >> BITS)
             ends[paths[_VOXEL + i]] = at
-            continue
-        z, y, x = paths[i], paths[_ROOM + i], paths[2 * _ROOM + i]
-        if going != i:
+            n -= 1
             for row in range(_ROWS):
-                paths[row * _ROOM + going] = paths[row * _ROOM + i]
-        j, here = np.uint64(going - start), np.uint64(at)
-        on_z = np.uint64(height * width) if z < last_z else np.uint64(0)
-        on_y = np.uint64(width) if y < last_y else np.uint64(0)
-        on_x = np.uint64(1) if x < last_x else np.uint64(0)
+                paths[row * _ROOM + i] = paths[row * _ROOM + n]
+            continue
+        on_z = np.uint64(height * width) if paths[i] < last_z else np.uint64(0)
+        on_y = np.uint64(width) if paths[_ROOM + i] < last_y else np.uint64(0)
+        on_x = np.uint64(1) if paths[2 * _ROOM + i] < last_x else np.uint64(0)
+        j, here = np.uint64(i - first), np.uint64(at)
         around[j], around[np.uint64(_BATCH) + j] = words[here], words[here + on_x]
         here += on_y
         around[np.uint64(2 * _BATCH) + j], around[np.uint64(3 * _BATCH) + j] = words[here], words[here + on_x]
@@ -135,8 +133,8 @@ def _gather(
         around[np.uint64(6 * _BATCH) + j], around[np.uint64(7 * _BATCH) + j] = words[here], words[here + on_x]
         here -= on_y
         around[np.uint64(4 * _BATCH) + j], around[np.uint64(5 * _BATCH) + j] = words[here], words[here + on_x]
-        going += 1
-    return going
+        i += 1
+    return n
 
 
 @kernel
