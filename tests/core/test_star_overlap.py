@@ -94,5 +94,5 @@ def test_bounds_hold_the_area(radius, noise):
 def test_bands_of_a_square():
     corners = np.array([[[0, 0], [0, 8], [8, 8], [8, 0]]], np.int32)
     height, first, begin, spans = bands_of(corners, np.array([4], np.int32))
-    assert (height, first.tolist(), begin.tolist()) == (0.5, [0], [0, 17])
-    assert (spans[1:16] == [0, 8, 0, 8]).all()
+    assert (height, first.tolist(), begin.tolist()) == (0.8, [0], [0, 11])
+    assert (spans[1:10] == [0, 8, 0, 8]).all()

@@ -13,7 +13,7 @@ import numpy as np
 
 from spatialdata_segment.core.jit import kernel
 
-_BANDS = 16.0
+_BANDS = 10.0
 """Of a polygon of the mean height."""
 _LEAST = 0.5
 """px, the least height of a band."""
@@ -66,16 +66,22 @@ def _cut(star: Any, height: float, first: int, pieces: Any) -> int:
     """
     place, low, high, crosses = pieces
     m, n, per_px = len(star), 0, 1.0 / height
+    yb, xb = float(star[m - 1, 0]), float(star[m - 1, 1])
     for k in range(m):
-        y0, x0, y1, x1 = float(star[k - 1, 0]), float(star[k - 1, 1]), float(star[k, 0]), float(star[k, 1])
-        if y0 > y1:
-            y0, x0, y1, x1 = y1, x1, y0, x0
-        slope = (x1 - x0) / (y1 - y0) if y1 > y0 else 0.0
+        ya, xa = yb, xb
+        yb, xb = float(star[k, 0]), float(star[k, 1])
+        if ya <= yb:
+            y0, x0, y1, x1 = ya, xa, yb, xb
+        else:
+            y0, x0, y1, x1 = yb, xb, ya, xa
         b, end, left = math.floor(y0 * per_px), math.floor(y1 * per_px), x0
+        slope = (x1 - x0) / (y1 - y0) if b < end else 0.0
         while b <= end:
             right = x1 if b == end else x0 + ((b + 1) * height - y0) * slope
             half = (b + 0.5) * height
-            place[n], low[n], high[n] = b - first, min(left, right), max(left, right)
+            place[n], low[n], high[n] = b - first, left, right
+            if left > right:
+                low[n], high[n] = right, left
             crosses[n] = y0 <= half < y1
             left, n, b = right, n + 1, b + 1
     return n
@@ -90,20 +96,24 @@ def _fill(pieces: Any, found: int, spans: Any, inside: Any) -> None:
         spans[b, 0], spans[b, 1], spans[b, 2], spans[b, 3] = -np.inf, np.inf, np.inf, -np.inf
         inside[b] = False
     for p in range(found):
-        span = spans[place[p]]
-        span[2], span[3] = min(span[2], low[p]), max(span[3], high[p])
+        b = place[p]
+        if low[p] < spans[b, 2]:
+            spans[b, 2] = low[p]
+        if high[p] > spans[b, 3]:
+            spans[b, 3] = high[p]
     for p in range(found):
-        span = spans[place[p]]
-        centre = 0.5 * (float(span[2]) + float(span[3]))
+        b = place[p]
+        centre = 0.5 * (spans[b, 2] + spans[b, 3])
         if high[p] <= centre:
-            span[0] = max(span[0], high[p])
-            inside[place[p]] ^= crosses[p]
-        elif low[p] >= centre:
-            span[1] = min(span[1], low[p])
-        else:
-            span[0] = np.inf
+            if high[p] > spans[b, 0]:
+                spans[b, 0] = high[p]
+            inside[b] ^= crosses[p]
+        elif low[p] < centre:
+            spans[b, 0] = np.inf
+        elif low[p] < spans[b, 1]:
+            spans[b, 1] = low[p]
     for b in range(n):
-        if not inside[b] or b in (0, n - 1):  # in the first and the last the outline turns
+        if not inside[b] or b == 0 or b == n - 1:  # in the first and the last the outline turns
             spans[b, 0], spans[b, 1] = np.inf, -np.inf
 
 
@@ -114,9 +124,12 @@ def bounds(bands: Any, i: int, j: int) -> Any:
     start = max(first[i], first[j])
     stop = min(first[i] + begin[i + 1] - begin[i], first[j] + begin[j + 1] - begin[j])
     a, b = begin[i] + start - first[i], begin[j] + start - first[j]
-    least, most = np.float32(0), np.float32(0)
+    least = most = 0.0
     for k in range(stop - start):
-        s, t = spans[a + k], spans[b + k]
-        least += max(np.float32(0), min(s[1], t[1]) - max(s[0], t[0]))
-        most += max(np.float32(0), min(s[3], t[3]) - max(s[2], t[2]))
+        inner = min(spans[a + k, 1], spans[b + k, 1]) - max(spans[a + k, 0], spans[b + k, 0])
+        outer = min(spans[a + k, 3], spans[b + k, 3]) - max(spans[a + k, 2], spans[b + k, 2])
+        if outer > 0:
+            most += outer
+            if inner > 0:
+                least += inner
     return height * least, height * most
