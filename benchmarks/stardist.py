@@ -2,7 +2,8 @@
 
     python benchmarks/stardist.py reference PYTHON DATA FOLDER   # trains small models with stardist and tensorflow
     python benchmarks/stardist.py parity FOLDER                  # maps, instances from the same maps, end to end
-    python benchmarks/stardist.py phase2 PYTHON --side 4096      # suppression and painting of the same candidates
+    python benchmarks/stardist.py phase2 PYTHON --side 4096      # beside `predict_instances_big`, same candidates
+    python benchmarks/stardist.py phase2 --side 2048 4096 8192   # ours alone: is it linear in the image?
 
 PYTHON: of an environment with stardist 0.9.2 (and tensorflow, for ``reference``). DATA: a folder with
 ``nuclei_2d.tif``, ``nuclei_3d.tif`` and their labels (``..._labels.tif``).
@@ -72,30 +73,33 @@ def parity(args: argparse.Namespace) -> None:
 
 def phase2(args: argparse.Namespace) -> None:
     """Time our second phase, and stardist's suppression and painting by blocks, of the same candidates."""
-    side, pattern = args.side, _pattern()
+    pattern, runner = _pattern(args.aspect), Executor(args.jobs)
     with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        job = _prepared(pattern, side, folder / "maps")
-        runner = Executor(args.jobs)
-        _timed(replace_side(pattern), folder / "warm", runner)
-        start = time.perf_counter()
-        mask = run_mask(job, folder / "run", range(len(job.plan)), runner, "cell")
-        runner.map(partial(_painted, mask.labels), [job.plan.core(i) for i in range(len(job.plan))], "painting")
-        ours = time.perf_counter() - start
-        print(f"{side} px, {len(mask.objects)} objects: ours {ours:.1f} s with {args.jobs} threads", flush=True)
-        np.save(folder / "pattern.npy", pattern)
-        command = [args.python, "-P", HERE / "_stardist_blocks.py", folder / "pattern.npy", str(side), str(_TILE)]
-        subprocess.run([str(c) for c in command], check=True)
+        _timed(pattern, _TILE, Path(text), runner)  # what compiles does so now
+    for side in args.side:
+        with tempfile.TemporaryDirectory() as text:
+            n, seconds, work = _timed(pattern, side, Path(text), runner)
+            print(
+                f"{side} px, {n} objects: ours {seconds:.1f} s with {args.jobs} threads ({work:.1f} s of the cores), "
+                f"{1e9 * work / side**2:.0f} ns of a core a px",
+                flush=True,
+            )
+    if args.python is None:
+        return
+    with tempfile.TemporaryDirectory() as text:
+        np.save(Path(text) / "pattern.npy", pattern)
+        for side in args.side:
+            command = [args.python, "-P", HERE / "_stardist_blocks.py", Path(text) / "pattern.npy", side, _TILE]
+            subprocess.run([str(c) for c in command], check=True)
 
 
-def replace_side(pattern: np.ndarray) -> np.ndarray:
-    """Return a few of the candidates, to compile with."""
-    return pattern[:2000]
-
-
-def _timed(pattern: np.ndarray, folder: Path, runner: Executor) -> None:
-    job = _prepared(pattern, _TILE, folder / "maps")
-    run_mask(job, folder / "run", range(len(job.plan)), runner, "cell")
+def _timed(pattern: np.ndarray, side: int, folder: Path, runner: Executor) -> tuple[int, float, float]:
+    """Return the objects of an image of that side, the seconds that they took, and those of all cores."""
+    job = _prepared(pattern, side, folder / "maps")
+    start, work = time.perf_counter(), time.process_time()
+    mask = run_mask(job, folder / "run", range(len(job.plan)), runner, "cell")
+    runner.map(partial(_painted, mask.labels), [job.plan.core(i) for i in range(len(job.plan))], "painting")
+    return len(mask.objects), time.perf_counter() - start, time.process_time() - work
 
 
 def _painted(labels: object, core: Box) -> int:
@@ -137,25 +141,28 @@ def _records(points: np.ndarray, prob: np.ndarray, dist: np.ndarray) -> np.ndarr
     return out
 
 
-def _pattern() -> np.ndarray:
-    """Return candidates, on a grid of 2 px, of round objects that touch: noisy distances to their outlines."""
+def _pattern(aspect: float) -> np.ndarray:
+    """Return candidates, on a grid of 2 px, of ellipses that touch: noisy distances to their outlines."""
     rng = np.random.default_rng(0)
     lattice = np.stack(np.meshgrid(*[np.arange(_SPACING, _TILE - _SPACING, _SPACING)] * 2), axis=-1).reshape(-1, 2)
     centres = lattice + rng.uniform(-5, 5, lattice.shape)
-    radii = rng.uniform(0.7, 1.4, len(centres)) * _RADIUS
     angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     rays = np.stack([np.sin(angles), np.cos(angles)], axis=1)
     points, prob, dist = [], [], []
-    for centre, radius in zip(centres, radii, strict=True):
-        low = (np.floor((centre - radius) / 2) * 2).astype(int)
-        near = np.stack(np.meshgrid(*[np.arange(0, 2 * radius + 4, 2)] * 2), axis=-1).reshape(-1, 2).astype(int) + low
-        away = near - centre
-        inside = (away**2).sum(axis=1) < (0.75 * radius) ** 2
+    for centre in centres:
+        radius, turn = rng.uniform(0.7, 1.4) * _RADIUS, rng.uniform(0, np.pi)
+        long, short = radius * aspect**0.5, radius / aspect**0.5
+        axes = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) / [[long], [short]]
+        low = (np.floor((centre - long) / 2) * 2).astype(int)
+        near = np.stack(np.meshgrid(*[np.arange(0, 2 * long + 4, 2)] * 2), axis=-1).reshape(-1, 2).astype(int) + low
+        away = (near - centre) @ axes.T  # in radii
+        inside = (away**2).sum(axis=1) < 0.75**2
         near, away = near[inside], away[inside]
-        along = away @ rays.T
-        exact = -along + np.sqrt(along**2 - (away**2).sum(axis=1)[:, None] + radius**2)
+        rays_in, square = rays @ axes.T, ((rays @ axes.T) ** 2).sum(axis=1)
+        along = away @ rays_in.T
+        exact = (-along + np.sqrt(along**2 + square * (1 - (away**2).sum(axis=1)[:, None]))) / square
         points.append(near)
-        prob.append(1 - 0.6 * np.sqrt((away**2).sum(axis=1)) / radius + rng.uniform(0, 0.02, len(near)))
+        prob.append(1 - 0.6 * np.sqrt((away**2).sum(axis=1)) + rng.uniform(0, 0.02, len(near)))
         dist.append(exact * rng.normal(1, 0.03, exact.shape))
     every = _records(np.concatenate(points), np.concatenate(prob), np.concatenate(dist))
     _, first = np.unique(every["point"], axis=0, return_index=True)
@@ -175,8 +182,9 @@ def main() -> None:
     compared.add_argument("folder", type=Path)
     compared.set_defaults(run=parity)
     timed = actions.add_parser("phase2")
-    timed.add_argument("python")
-    timed.add_argument("--side", type=int, default=4096)
+    timed.add_argument("python", nargs="?")
+    timed.add_argument("--side", type=int, nargs="+", default=[4096])
+    timed.add_argument("--aspect", type=float, default=1.3)
     timed.add_argument("--jobs", type=int, default=2)
     timed.set_defaults(run=phase2)
     args = parser.parse_args()

@@ -187,8 +187,9 @@ def test_models_are_listed(models_folder, capsys):
     (models_folder / "cyto3").write_bytes(bytes(2_500_000))
     (models_folder / "gui_models.txt").write_text("mine\n")
     assert main(["models", "list"]) == 0
-    out = capsys.readouterr().out
+    out, _, stardist = capsys.readouterr().out.partition("StarDist\n")
     lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert all(f"\n{name} " in stardist for name in ("2D_versatile_fluo", "2D_versatile_he", "3D_demo"))
     assert lines["name"].split() == ["name", "generation", "there", "size", "description"]
     assert set(BUILT_IN) | {"mine"} < set(lines)
     assert lines["cyto3"].split()[1:5] == ["3", "yes", "2.5", "MB"]

@@ -130,16 +130,17 @@ def _add_demo(commands: argparse._SubParsersAction[_Command]) -> None:
 
 
 def _add_models(commands: argparse._SubParsersAction[_Command]) -> None:
-    models = commands.add_parser("models", help="list and fetch the models of Cellpose, fetch those of StarDist")
+    models = commands.add_parser("models", help="list and fetch the models of Cellpose and StarDist")
     actions = models.add_subparsers(dest="action", required=True)
     _finish(actions.add_parser("list", help="models known by name, and whether they are there"), _list_models)
     fetch = actions.add_parser(
         "fetch",
         help="download models",
-        description="Download models into CELLPOSE_LOCAL_MODELS_PATH, or ~/.cellpose/models. What is there stays.",
+        description="Download models: Cellpose's into CELLPOSE_LOCAL_MODELS_PATH, or ~/.cellpose/models, StarDist's "
+        "into KERAS_HOME, or ~/.keras. What is there stays.",
     )
     fetch.add_argument(
-        "names", nargs="+", metavar="NAME", help="as `models list` prints it, or of StarDist, such as 2D_versatile_fluo"
+        "names", nargs="+", metavar="NAME", help="as `models list` prints it"
     )
     fetch.add_argument("--quiet", action="store_true", help="no progress bars")
     _finish(fetch, _fetch_models)
@@ -168,9 +169,10 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _list_models(args: argparse.Namespace) -> None:
-    from spatialdata_segment.methods.cellpose.models import overview
+    from spatialdata_segment.methods.cellpose import models as cellpose
+    from spatialdata_segment.methods.stardist import models as stardist
 
-    print(overview())
+    print(f"Cellpose\n\n{cellpose.overview()}\n\nStarDist\n\n{stardist.overview()}")
 
 
 def _fetch_models(args: argparse.Namespace) -> None:

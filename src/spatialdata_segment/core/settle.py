@@ -17,7 +17,7 @@ from numba.extending import overload
 from spatialdata_segment.core.jit import kernel
 from spatialdata_segment.core.near import make_grid, near, put
 from spatialdata_segment.core.polyhedra_overlap import overlaps as polyhedra_overlap
-from spatialdata_segment.core.star_overlap import ASK
+from spatialdata_segment.core.star_overlap import ASK, YES
 from spatialdata_segment.core.star_overlap import overlaps as stars_overlap
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DROPPED, KEPT, OPEN = 0, 1, 2
 _EDGES = 1 << 16
-_N_STARS = 6
+_N_STARS = 7
 """Fields of `Stars`; `Polyhedra` have another number."""
 
 
@@ -130,6 +130,8 @@ def _go_on(
 
     ``answer[j]`` is what was said of ``j`` and the candidate ``whose[j]``.
 
+    Nothing is asked where another pair tells enough.
+
     Returns
     -------
     The place to go on from, the candidate to ask about or -1, and the number of edges.
@@ -144,23 +146,25 @@ def _go_on(
         for wanted in (KEPT, OPEN):
             if is_dropped or (wanted == OPEN and not informed[i]):
                 break
+            doubtful = -1
             for k in range(n):
                 j = found[k]
                 if state[j] != wanted:
                     continue
                 if whose[j] != i:
-                    told = judge(shapes, j, i, threshold)
-                    if told == ASK:
-                        return at, j, m
-                    whose[j], answer[j] = i, told
-                if answer[j]:
-                    if wanted == KEPT:
-                        is_dropped = True
-                        break
+                    whose[j], answer[j] = i, judge(shapes, j, i, threshold)
+                if answer[j] == ASK:
+                    doubtful = j
+                elif answer[j] == YES and wanted == KEPT:
+                    is_dropped = True
+                elif answer[j] == YES:
                     edges[new, 0], edges[new, 1] = j, i
                     new += 1
-                    if not core[i]:
-                        break
+                if is_dropped or (new > m and not core[i]):
+                    doubtful = -1
+                    break
+            if doubtful >= 0:
+                return at, doubtful, m
         if is_dropped:
             state[i] = DROPPED
             continue

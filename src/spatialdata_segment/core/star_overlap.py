@@ -10,12 +10,13 @@ that could decide, it is to be asked.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from spatialdata_segment.core.jit import kernel
+from spatialdata_segment.core.star_bands import bounds
+from spatialdata_segment.core.star_sectors import sector_of, sectors
 
 NO, YES, ASK = 0, 1, 2
 _CLOSE, _CLOSE_SHARE = 2.0, 0.1
@@ -26,10 +27,9 @@ _CLOSE, _CLOSE_SHARE = 2.0, 0.1
 def overlaps(stars: Any, i: int, j: int, threshold: Any) -> int:
     """Tell whether the intersection of two polygons is more than ``threshold`` of the smaller one: `NO`, `YES`, `ASK`.
 
-    ``stars``: `Stars.fields`. Bounds decide where they can: boxes from above, inner circles from below. `ASK`: it is
-    so close that only Clipper itself can tell.
+    ``stars``: `Stars.fields`. Bounds decide where they can. `ASK`: it is so close that only Clipper itself can tell.
     """
-    corners, bbox, area, length, inner, points = stars
+    _, bbox, area, length, _, turns, bands = stars
     if bbox[j, 0] > bbox[i, 1] or bbox[i, 0] > bbox[j, 1] or bbox[j, 2] > bbox[i, 3] or bbox[i, 2] > bbox[j, 3]:
         return NO
     least = min(area[i] + 1e-10, area[j] + 1e-10)
@@ -37,16 +37,27 @@ def overlaps(stars: Any, i: int, j: int, threshold: Any) -> int:
     wide = min(bbox[i, 3], bbox[j, 3]) - max(bbox[i, 2], bbox[j, 2]) + 2
     if high * wide <= threshold * least:
         return NO
-    if inner[i] < 0 or inner[j] < 0:
-        return ASK
     close = _CLOSE + _CLOSE_SHARE * min(length[i], length[j])
-    dy, dx = float(points[i, 0] - points[j, 0]), float(points[i, 1] - points[j, 1])
-    if _lens(inner[i], inner[j], math.sqrt(dy * dy + dx * dx)) > threshold * least + close:
+    shared = bounds(bands, i, j)
+    if shared[0] > threshold * least + close:
         return YES
-    found = 0.5 * abs(intersection(corners[i], corners[j]))
+    if shared[1] + close < threshold * least:
+        return NO
+    if turns[i] == 0 or turns[j] == 0:
+        return ASK
+    found = 0.5 * abs(shared_area(stars, i, j))
     if abs(found - threshold * least) <= close:
         return ASK
     return YES if exceeds(found, least, threshold) else NO
+
+
+@kernel
+def shared_area(stars: Any, i: int, j: int) -> int:
+    """Return twice the area of the intersection of two polygons, of `Stars.fields`, that turn once."""
+    corners, points, turns = stars[0], stars[4], stars[5]
+    a, b = corners[i, : abs(turns[i])], corners[j, : abs(turns[j])]
+    of_a = _inside(a, b, True, turns[j] > 0, int(points[j, 0]), int(points[j, 1]))
+    return of_a + _inside(b, a, False, turns[i] > 0, int(points[i, 0]), int(points[i, 1]))
 
 
 @kernel
@@ -56,52 +67,53 @@ def exceeds(area: float, least: float, threshold: Any) -> Any:
 
 
 @kernel
-def _lens(r: float, s: float, d: float) -> float:
-    """Return the area that two circles share."""
-    if d >= r + s:
-        return 0.0
-    if d <= abs(r - s):
-        return math.pi * min(r, s) ** 2
-    a = (d * d + r * r - s * s) / (2 * d)
-    b = d - a
-    half = math.sqrt(max(0.0, r * r - a * a))
-    return r * r * math.acos(max(-1.0, min(1.0, a / r))) + s * s * math.acos(max(-1.0, min(1.0, b / s))) - d * half
-
-
-@kernel
 def intersection(a: Any, b: Any) -> int:
     """Return twice the area of the intersection of two polygons ``(n, 2)`` of whole numbers ``(y, x)``."""
-    return _inside(a, b, True) + _inside(b, a, False)
+    return _inside(a, b, True, False, 0, 0) + _inside(b, a, False, False, 0, 0)
 
 
 @kernel
-def _inside(a: Any, b: Any, moves_other: bool) -> int:
-    """Sum the pieces of the outline of ``a`` that lie in ``b``; ``moves_other``: ``b`` is the polygon that is moved."""
+def _inside(a: Any, b: Any, moves_other: bool, walks: bool, oy: int, ox: int) -> int:
+    """Sum the pieces of the outline of ``a`` that lie in ``b``; ``moves_other``: ``b`` is the polygon that is moved.
+
+    ``walks``: all edges of ``b`` go on around the pixel ``(oy, ox)``, so that an edge of ``a`` can cross only those in
+    whose sector it lies.
+    """
     n, m = len(a), len(b)
-    at = np.empty(2 * m)
-    way = np.empty(2 * m, np.int8)
-    py, px = np.empty(2 * m, np.int64), np.empty(2 * m, np.int64)
+    at, crossed = np.empty(m), np.empty((m, 3), np.int64)
     low_y, high_y, low_x, high_x = _box(b)
     depth = _winding(a[0, 0], a[0, 1], b, moves_other)
-    total = 0
+    total, first, last = 0, 0, m
+    sector = sector_of(b, oy, ox, a[0, 0], a[0, 1]) if walks else 0
     for k in range(n):
         y0, x0 = a[k, 0], a[k, 1]
         y1, x1 = a[(k + 1) % n, 0], a[(k + 1) % n, 1]
         if y0 == y1 and x0 == x1:
             continue
+        if walks:
+            first, last, sector = sectors(b, y0 - oy, x0 - ox, y1 - oy, x1 - ox, oy, ox, sector)
         found = 0
         if max(y0, y1) >= low_y and min(y0, y1) <= high_y and max(x0, x1) >= low_x and min(x0, x1) <= high_x:
-            found = _crossings(y0, x0, y1, x1, b, moves_other, at, way, py, px)
+            edge = y0, x0, y1, x1
+            if first < 0:  # in the order of the edges, always
+                found = _crossings(edge, b, 0, last, moves_other, at, crossed, 0)
+                found = _crossings(edge, b, first + m, m, moves_other, at, crossed, found)
+            elif last > m:
+                found = _crossings(edge, b, 0, last - m, moves_other, at, crossed, 0)
+                found = _crossings(edge, b, first, m, moves_other, at, crossed, found)
+            else:
+                found = _crossings(edge, b, first, last, moves_other, at, crossed, 0)
         ly, lx = y0, x0
         for c in range(found):
-            if way[c] > 0:
+            way, py, px = crossed[c, 0], crossed[c, 1], crossed[c, 2]
+            if way > 0:
                 if depth == 0:
-                    ly, lx = py[c], px[c]
+                    ly, lx = py, px
                 depth += 1
             else:
                 depth -= 1
                 if depth == 0:
-                    total += lx * py[c] - ly * px[c]
+                    total += lx * py - ly * px
         if depth > 0:
             total += lx * y1 - ly * x1
     return total
@@ -127,17 +139,19 @@ def _side(y0: int, x0: int, y1: int, x1: int, y: int, x: int, moved: int) -> int
 
 
 @kernel
-def _crossings(
-    y0: int, x0: int, y1: int, x1: int, b: Any, moves_other: bool, at: Any, way: Any, py: Any, px: Any
-) -> int:
-    """Write where an edge crosses an outline, in order: place, 1 for in and -1 for out, the pixel."""
-    m, found = len(b), 0
+def _crossings(edge: Any, b: Any, first: int, last: int, moves_other: bool, at: Any, crossed: Any, found: int) -> int:
+    """Add where an edge crosses some edges of an outline, in order; return how many crossings there are by now.
+
+    ``at``: places along the edge. ``crossed``: 1 for in and -1 for out, the pixel.
+    """
+    y0, x0, y1, x1 = edge
+    m = len(b)
     moved = 1 if moves_other else -1
     low_y, high_y, low_x, high_x = min(y0, y1), max(y0, y1), min(x0, x1), max(x0, x1)
     dy, dx = y1 - y0, x1 - x0
-    for k in range(m):
-        u0, v0 = b[k, 0], b[k, 1]
-        u1, v1 = b[(k + 1) % m, 0], b[(k + 1) % m, 1]
+    for k in range(first, last):
+        after = k + 1 if k + 1 < m else 0
+        u0, v0, u1, v1 = b[k, 0], b[k, 1], b[after, 0], b[after, 1]
         if max(u0, u1) < low_y or min(u0, u1) > high_y or max(v0, v1) < low_x or min(v0, v1) > high_x:
             continue
         if u0 == u1 and v0 == v1:
@@ -155,9 +169,11 @@ def _crossings(
             cy, cx = _cross_point(u0, v0, u1, v1, y0, x0, y1, x1)
         c = found
         while c > 0 and at[c - 1] > place:
-            at[c], way[c], py[c], px[c] = at[c - 1], way[c - 1], py[c - 1], px[c - 1]
+            at[c] = at[c - 1]
+            for f in range(3):
+                crossed[c, f] = crossed[c - 1, f]
             c -= 1
-        at[c], way[c], py[c], px[c] = place, 1 if ends_in else -1, cy, cx
+        at[c], crossed[c, 0], crossed[c, 1], crossed[c, 2] = place, 1 if ends_in else -1, cy, cx
         found += 1
     return found
 

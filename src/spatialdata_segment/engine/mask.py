@@ -20,6 +20,7 @@ from spatialdata_segment.engine.executor import shared
 from spatialdata_segment.engine.join import join_planes, rule_of
 from spatialdata_segment.engine.maps import FAR, predict_maps
 from spatialdata_segment.engine.memory import release
+from spatialdata_segment.engine.proposals import with_unseen
 from spatialdata_segment.engine.shard import (
     Failure,
     Job,
@@ -72,7 +73,7 @@ class Mask:
     objects
         All candidates with a pixel of their own, ids 1..n in raster order of their anchors.
     covered
-        Candidates that lost every pixel to others (of area 0).
+        Candidates that have no pixel of their own (of area 0): all are others'.
     pairs
         Pixels shared with the objects of the mask before, if there is one.
     labels
@@ -156,6 +157,8 @@ def run_mask(
         evidence["objects_of_planes"] = len(anchors)
         labels, anchors, reason, moments, unknown = join_planes(labels, moments, rule, cores, executor, stage)
     objects, covered = candidates_of(anchors, reason, moments)
+    if job.method.proposes and moments is not None:
+        covered = with_unseen(covered, objects, _proposals_path(folder), job.plan.shape)
     del anchors, reason, moments
     evidence["covered"] = len(covered)
     pairs = None

@@ -41,7 +41,7 @@ def write_points(folder: Path, block: int, records: NDArray[Any], boxes: NDArray
         ``(n, 2 * ndim)`` the pixels that each may fill: starts, then stops.
     """
     names = records.dtype.names or ()
-    arrays = {"box": boxes.astype(np.int64).reshape(-1)}
+    arrays = {"box": boxes.astype(np.int32).reshape(-1)}
     arrays |= {f"field_{name}": np.ascontiguousarray(records[name]).reshape(-1) for name in names}
     ndim = boxes.shape[1] // 2
     hull = [*boxes[:, :ndim].min(axis=0).tolist(), *boxes[:, ndim:].max(axis=0).tolist()] if len(boxes) else []
@@ -90,8 +90,9 @@ def _index(path: Path, _state: tuple[int, ...]) -> tuple[NDArray[np.int64], NDAr
 
 
 def _meeting(boxes: NDArray[np.int64], box: Box) -> NDArray[np.bool_]:
-    ndim = box.ndim
-    meets: NDArray[np.bool_] = np.all((boxes[:, :ndim] < box.stop) & (boxes[:, ndim:] > box.start), axis=1)
+    meets = np.ones(len(boxes), np.bool_)
+    for k, (start, stop) in enumerate(zip(box.start, box.stop, strict=True)):
+        meets &= (boxes[:, k] < stop) & (boxes[:, box.ndim + k] > start)
     return meets
 
 
@@ -100,10 +101,11 @@ def _read_block(path: Path, box: Box, dtype: np.dtype[Any]) -> NDArray[Any]:
     n = entry.meta["n"]
     if n == 0:
         return np.zeros(0, dtype)
-    at = np.flatnonzero(_meeting(entry.read("box").reshape(n, -1), box))
-    out = np.zeros(len(at), dtype)
+    meets = _meeting(entry.read("box").reshape(n, -1), box)
+    out = np.empty(int(meets.sum()), dtype)
     for name in dtype.names or ():
-        out[name] = entry.read(f"field_{name}").reshape(n, *out.dtype[name].shape)[at]
+        values = entry.read(f"field_{name}").reshape(n, *dtype[name].shape)
+        out[name] = values if len(out) == n else values[meets]
     return out
 
 

@@ -72,6 +72,35 @@ def test_another_archive_is_refused(server):
         models.find_folder(NAME)
 
 
+def test_nothing_is_left_of_a_download_that_fails(server, tmp_path, monkeypatch):
+    pytest.importorskip("pooch")
+    url, _, archive = server
+    with pytest.raises(MissingError, match=r"cannot download http://127.0.0.1:9/python_2D_demo.zip.*copy the file to"):
+        models.fetch_model(NAME, base_url="http://127.0.0.1:9/")
+    full = archive.read_bytes()
+    archive.write_bytes(b"<html>a page of a proxy</html>")
+    with pytest.raises(MissingError, match="what came is no model"):
+        models.fetch_model(NAME, base_url=url)
+    archive.write_bytes(full)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed as it unpacks
+        models.fetch_model(NAME, base_url=url)
+    with pytest.raises(MissingError):
+        models.find_folder(NAME)
+    left = [p.name for p in models.cache_folder().rglob("*") if p.is_file() and not p.name.startswith(".")]
+    assert left == [f"{NAME}.zip"]
+    assert models.fetch_model(NAME, base_url=url) == models.find_folder(NAME)
+
+
+def test_listed(server):
+    pytest.importorskip("pooch")
+    before = models.overview().splitlines()
+    models.fetch_model(NAME, base_url=server[0])
+    line = next(line for line in models.overview().splitlines() if line.startswith(NAME))
+    assert line.split()[:3] == [NAME, "2D", "yes"]
+    assert all(line.split()[2] == "no" for line in before[1:6])
+
+
 def test_found_where_keras_leaves_it(server, tmp_path):
     for place in (NAME, f"{NAME}/{NAME}_extracted"):
         folder = models.cache_folder() / "StarDist2D" / place

@@ -132,3 +132,19 @@ def test_what_is_wrong_is_said_before_anything_runs(sdata, model, tmp_path):
         run(sdata, StarDist(volume, channels=[0]))
     with pytest.raises(ValueError, match="candidates would be lost"):
         StarDist(model, prob_thresh=0.4, keep_prob=0.5)
+
+
+def test_what_others_cover_is_listed(sdata, model, tmp_path):
+    """With no suppression at all every candidate stays, and most are painted over: each has a row, and a reason."""
+    method = StarDist(model, channels=[0, 1], tile_size=64, nms_thresh=1.0)
+    predict(sdata, "image", method, tmp_path / "maps", progress=False)
+    with h5py.File(export_candidates(tmp_path / "maps", tmp_path / "candidates.h5")) as file:
+        points = file["points"][...]
+    for shard_size in (None, 60 * 60):
+        found = decode(tmp_path / "maps", progress=False, shard_size=shard_size, shapes=False)
+        candidates, kept = found["segmentation_candidates"].obs, len(found[TABLE])
+        assert len(candidates) == len(points) > kept == len(np.unique(found[LABELS])) - 1
+        assert candidates["is_kept"].sum() == kept
+        dropped = candidates[~candidates["is_kept"]]
+        assert (dropped["drop_reason"] == "covered").all()
+        assert (dropped["area"] == 0).all()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spatialdata_segment.errors import InputError, MissingError
-from spatialdata_segment.methods.cellpose._download import DownloadError, download
+from spatialdata_segment.methods.download import DownloadError, download
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -299,7 +299,7 @@ def _fetch(entry: BuiltIn, file: str, url: str, progress: bool) -> None:
     """Download one file into the cache folder, unless it is there or another process brings it."""
     path = entry.folder / file
     try:
-        download(url, path, starts=_STARTS.get(path.suffix, _STARTS[""]), progress=progress)
+        download(url, path, starts=_STARTS.get(path.suffix, _STARTS[""]), extra="cellpose", progress=progress)
     except DownloadError as error:
         raise MissingError(
             f"cannot download {url} into {path.parent}: {error}. On a machine with a connection, run "

@@ -4,8 +4,6 @@
 # mypy: disable-error-code="no-any-return,no-untyped-call"
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -17,6 +15,7 @@ import torch
 
 from spatialdata_segment.errors import MethodError
 from spatialdata_segment.methods.cellpose.shared import SharedTiles
+from spatialdata_segment.methods.torch_threads import one_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,12 +28,6 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 64
 """Empty tiles whose maps are kept."""
-
-_threads = Lock()
-_running = 0
-_usual: int | None = None
-_known = threading.local()
-_MAIN = threading.main_thread()
 
 
 class Tile(NamedTuple):
@@ -191,7 +184,7 @@ class Network:
         pixels = torch.from_numpy(batch)
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
-        with torch.inference_mode(), self._turn if self.device.type != "cpu" else _one_thread():
+        with torch.inference_mode(), self._turn if self.device.type != "cpu" else one_thread():
             # on a GPU this only queues the work: the next thread queues its batch while this one waits for its own
             pixels = pixels.to(self.device, self.dtype, non_blocking=True)
             maps, styles = self.net(pixels.contiguous(memory_format=torch.channels_last))[:2]
@@ -234,27 +227,3 @@ def _constant(pixels: NDArray[np.float32]) -> tuple[object, ...] | None:
     """Return what identifies a tile that has one value in each channel."""
     values = pixels[:, 0, 0]
     return (pixels.shape, *values.tolist()) if (pixels == values[:, None, None]).all() else None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On the CPU a window runs on one thread, and windows side by side: the same result however many there are.
-
-    torch keeps the number a thread, and one for threads to come: both are put back.
-    """
-    global _running, _usual
-    with _threads:
-        if _running == 0:
-            now = torch.get_num_threads()  # 1 in a thread that came while others ran: of no account
-            if now != 1 or _usual is None or getattr(_known, "thread", threading.current_thread() is _MAIN):
-                _usual = now
-        _known.thread = True
-        _running += 1
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with _threads:
-            _running -= 1
-            assert _usual is not None
-            torch.set_num_threads(_usual)

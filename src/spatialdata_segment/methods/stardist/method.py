@@ -259,7 +259,8 @@ class StarDist(Method):
         """Suppress what is certain, and list the rest."""
         said = self.said
         prob_thresh, nms_thresh = self._thresholds(said)
-        points = maps[maps["prob"] > np.float32(prob_thresh)]
+        likely = maps["prob"] > np.float32(prob_thresh)
+        points = maps if likely.all() else maps[likely]
         boxes = self.extents(points, view.image)
         window, n = view.window, view.image.ndim
         low = (boxes[:, :n] >= window.box.start) | ~np.array(window.open_low)

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from spatialdata_segment._lock import Lock
 from spatialdata_segment.errors import InputError, MissingError
-from spatialdata_segment.methods.cellpose._download import DownloadError, download
+from spatialdata_segment.methods.download import DownloadError, download
 
 URL = "https://github.com/stardist/stardist-models/releases/download/v0.1/"
 """Where StarDist fetches its models."""
@@ -141,7 +141,8 @@ def fetch_model(name: str, *, progress: bool = False, base_url: str = URL) -> Pa
             try:
                 return find_folder(name)
             except MissingError:
-                download(f"{base_url.rstrip('/')}/{entry.file}", archive, starts=(b"PK\x03\x04",), progress=progress)
+                url = f"{base_url.rstrip('/')}/{entry.file}"
+                download(url, archive, starts=(b"PK\x03\x04",), extra="stardist", progress=progress)
             _extract(archive, entry)
         finally:
             lock.release()
@@ -175,3 +176,18 @@ def _extract(archive: Path, entry: Pretrained) -> None:
         temporary.rename(entry.folder / f"{entry.name}_extracted")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def overview() -> str:
+    """Return the pretrained models as a table: name, axes, whether it is there, what it is for."""
+    rows = [("name", "axes", "there", "description")]
+    for name, entry in PRETRAINED.items():
+        try:
+            find_folder(name)
+            there = "yes"
+        except MissingError:
+            there = "no"
+        rows.append((name, name[:2], there, entry.description))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", f"folder: {cache_folder()}"])

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from spatialdata_segment.errors import MethodError
-from spatialdata_segment.methods.cellpose.run import _one_thread
 from spatialdata_segment.methods.stardist.description import BORDER
 from spatialdata_segment.methods.stardist.layers import layers_of
 from spatialdata_segment.methods.stardist.network import StarNet
 from spatialdata_segment.methods.stardist.weights import read_weights
+from spatialdata_segment.methods.torch_threads import one_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +61,7 @@ class Network:
         grid = self.said.grid
         sides = zip(tile.core.start, tile.core.stop, tile.seen.start, grid, strict=True)
         keep = [slice((a - o) // g, (b - o) // g) for a, b, o, g in sides]
-        with torch.inference_mode(), self._turn if self.device.type != "cpu" else _one_thread():
+        with torch.inference_mode(), self._turn if self.device.type != "cpu" else one_thread():
             found = self.net(torch.from_numpy(pixels).to(self.device)[None], keep)
             prob, *others = [part[0].float().cpu().numpy() for part in found]
         if not all(np.isfinite(part).all() for part in (prob, *others)):

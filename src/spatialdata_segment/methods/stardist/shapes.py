@@ -64,14 +64,19 @@ class Polygons:
         threshold: float,
     ) -> Undecided:
         """See `Shapes`."""
-        order = by_score(points["point"], points["prob"])
+        order = by_score(points["point"], points["prob"])  # what is settled together lies together in memory
+        points = points[order]
         found = stars.Stars.of(points["point"], points["dist"])
 
         def ask(i: int, j: int) -> bool:
             least = min(found.area[i], found.area[j]) + 1e-10
             return bool(exceeds(clipped_area(found.corners[i], found.corners[j]), least, np.float32(threshold)))
 
-        return settle(found.fields, order, boxes, informed, core, threshold, ask)
+        ranked = np.arange(len(points))
+        settled = settle(found.fields, ranked, boxes[order], informed[order], core[order], threshold, ask)
+        state = np.empty_like(settled.state)
+        state[order] = settled.state
+        return Undecided(state, order[settled.edges])
 
     def painted(self, points: NDArray[Any], box: Box) -> NDArray[np.int32]:
         """See `Shapes`: the most probable is on top."""

@@ -22,7 +22,7 @@ class DownloadError(Exception):
     """A download that did not bring the file."""
 
 
-def download(url: str, path: Path, *, starts: tuple[bytes, ...], progress: bool = False) -> None:
+def download(url: str, path: Path, *, starts: tuple[bytes, ...], extra: str, progress: bool = False) -> None:
     """Write what is at an address to a file, unless the file is there.
 
     The file appears under its name when it is complete. Of many processes one downloads, and the others wait for it.
@@ -35,6 +35,8 @@ def download(url: str, path: Path, *, starts: tuple[bytes, ...], progress: bool 
         Of the file; its folder is made.
     starts
         What the file may begin with: anything else is no such file, but a page of a proxy.
+    extra
+        Which brings what downloads take.
     progress
         Show a bar on stderr.
 
@@ -53,7 +55,7 @@ def download(url: str, path: Path, *, starts: tuple[bytes, ...], progress: bool 
     try:
         if not path.is_file():
             _clear(path)
-            _download(url, path, starts, progress)
+            _download(url, path, starts, extra, progress)
     finally:
         lock.release()
 
@@ -66,11 +68,11 @@ def _clear(path: Path) -> None:
                 left.unlink()
 
 
-def _download(url: str, path: Path, starts: tuple[bytes, ...], progress: bool) -> None:
+def _download(url: str, path: Path, starts: tuple[bytes, ...], extra: str, progress: bool) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with temporary.open("wb") as file:
-            expected = _receive(url, file, progress)
+            expected = _receive(url, file, extra, progress)
             file.flush()
             os.fsync(file.fileno())
         _check_received(temporary, expected, starts)
@@ -80,9 +82,9 @@ def _download(url: str, path: Path, starts: tuple[bytes, ...], progress: bool) -
             temporary.unlink(missing_ok=True)
 
 
-def _receive(url: str, file: Any, progress: bool) -> int | None:
+def _receive(url: str, file: Any, extra: str, progress: bool) -> int | None:
     """Copy the body at an address into an open file; return the bytes that the server promised, if it did."""
-    pooch, requests = require("pooch", "cellpose"), require("requests", "cellpose")
+    pooch, requests = require("pooch", extra), require("requests", extra)
     headers: dict[str, str] = {}
 
     def note(response: Any, *args: object, **kwargs: object) -> None:
