@@ -106,8 +106,8 @@ def test_walltimes_are_those_of_slurm(text, expected):
         ("cores: 1\nmemory: 1 GB\npredict: {gpu: 1}", r"line 3, column 11: predict.gpu: unknown \(did you mean 'gpus'"),
         (
             "cores: 0\nmemory: 1 GB\npredict:\n  gpu: 1\n  jobs: -1\ndecode: {memory: 3}",
-            r"4 problems:\n  line 1: cores: .* not 0\n  line 4: predict.gpu: unknown.*\n  line 5: predict.jobs: .*not -1\n"
-            "  line 6, column 10: decode.memory: expected a valid string, not 3",
+            r"4 problems:\n  line 1: cores: .* not 0\n  line 4: predict.gpu: unknown.*\n  line 5: predict.jobs: .*"
+            r"not -1\n  line 6, column 10: decode.memory: expected a valid string, not 3",
         ),
         (
             "cores: 2\nmemory: 1 GB\npredict: {processes: 3}",

@@ -259,9 +259,10 @@ def test_its_own() -> None:
                 "match_masks": [],
                 "options": {"shard_size": 1.5, "chanels": 0},
             },
-            r"options.chanels: unknown \(did you mean 'channels'\?\); options.shard_size: expected a valid integer, not "
-            r"1.5; nucleus.thresold: unknown \(did you mean 'threshold'\?\); nucleus.contrast: expected a number less than "
-            r"1, not 2; nucleus_size.min: unknown, expected one of min_size, max_size.*; match_masks: expected a valid boolean",
+            r"options.chanels: unknown \(did you mean 'channels'\?\); options.shard_size: expected a valid integer, "
+            r"not 1.5; nucleus.thresold: unknown \(did you mean 'threshold'\?\); nucleus.contrast: expected a number "
+            r"less than 1, not 2; nucleus_size.min: unknown, expected one of min_size, max_size.*; match_masks: "
+            "expected a valid boolean",
         ),
         ({"options": {"scale": "scale0"}}, "a workflow needs a nucleus or a cell method"),
     ],

@@ -72,7 +72,7 @@ def test_many_references_are_looked_at_once():
     [
         (
             "a: [1, 2",
-            "cannot be read as YAML: line 1, column 9: while parsing a flow sequence expected ',' or ']', but got '<stream end>'",
+            "line 1, column 9: while parsing a flow sequence expected ',' or ']', but got",
         ),
         ("a:\n\tb: 1", r"line 2, column 1: .*found character '\\t' that cannot start any token \(indent with spaces\)"),
         ("a: b: c", "line 1, column 5: mapping values are not allowed here"),
@@ -101,9 +101,9 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(MissingError, match="is not there"):
         read_document(tmp_path / "no.yaml", "configuration")
     (tmp_path / "b.yaml").write_bytes(b"a: \xff\xfe")
-    with pytest.raises(InputError, match="cannot be read: .*utf-8"):
+    with pytest.raises(InputError, match=r"cannot be read: .*utf-8"):
         read_document(tmp_path / "b.yaml", "configuration")
-    with pytest.raises(InputError, match="cannot be read: .*directory"):
+    with pytest.raises(InputError, match=r"cannot be read: .*directory"):
         read_document(tmp_path, "configuration")
 
 

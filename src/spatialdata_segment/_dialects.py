@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from inspect import signature
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -32,10 +33,26 @@ class Configuration:
         What to run.
     options
         Keyword arguments of `segment`.
+    image_key
+        The image that a result was made of: see `saved_configuration`.
     """
 
     workflow: Workflow
     options: dict[str, Any] = field(default_factory=dict)
+    image_key: str | None = None
+
+    def to_yaml(self) -> str:
+        """Return it as a file, with a comment on every parameter; `read_configuration` takes it.
+
+        Raises
+        ------
+        InputError
+            If it holds a function, which no file does.
+        """
+        from spatialdata_segment._template import written
+
+        of = "" if self.image_key is None else f" --image {quote(self.image_key)}"
+        return written(self, [f"spatialdata-segment run STORE{of} --workflow FILE"])
 
     def options_of(self, function: Callable[..., Any]) -> dict[str, Any]:
         """Return those of the options that another function takes, such as `predict`."""
@@ -92,9 +109,9 @@ def _own(document: Document) -> Configuration:
     options = content.pop(OPTIONS, None)
     options = {} if options is None else options
     try:
-        _options_model().model_validate(options)
+        options_model().model_validate(options)
     except ValidationError as error:
-        found += [p.below(OPTIONS) for p in problems_of(error, _options_model(), options)]
+        found += [p.below(OPTIONS) for p in problems_of(error, options_model(), options)]
     try:
         workflow = Workflow(**content)
     except ValidationError as error:
@@ -106,7 +123,7 @@ def _own(document: Document) -> Configuration:
 
 
 @cache
-def _options_model() -> type[BaseModel]:
+def options_model() -> type[BaseModel]:
     """Return the keyword arguments of `segment` as a model."""
     from spatialdata_segment._segment import segment
 

@@ -111,14 +111,18 @@ def _path(loc: Place, content: Any, *, missing: bool) -> Place:
     """Return those parts of a place that lead through the content."""
     path: list[str | int] = []
     for i, part in enumerate(loc):
-        if (isinstance(content, Mapping) and part in content) or (
-            isinstance(content, list | tuple) and isinstance(part, int) and part < len(content)
-        ):
+        if _holds(content, part):
             content = content[part]
         elif not (missing and i == len(loc) - 1):
             continue
         path.append(part)
     return tuple(path)
+
+
+def _holds(content: Any, part: str | int) -> bool:
+    if isinstance(content, list | tuple):
+        return isinstance(part, int) and part < len(content)
+    return isinstance(content, Mapping) and part in content
 
 
 def _names(model: type[BaseModel], path: Place) -> list[str]:

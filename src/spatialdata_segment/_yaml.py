@@ -60,7 +60,7 @@ def read_document(path: str | Path, what: str) -> Document:
     Raises
     ------
     MissingError, InputError
-        If it is not there, is no YAML, repeats a name with another value, or holds something else than names and values.
+        If it is not there, is no YAML, repeats a name with another value, or holds no names and values.
     """
     name = f"{what} {path}"
     try:
@@ -103,7 +103,7 @@ def _read(text: str) -> tuple[_Walk, Any]:
         if node is None:
             return walk, None
         walk.visit(node, ())
-        return walk, None if walk.cyclic else loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return walk, None if walk.cyclic else loader.construct_document(node)
     finally:
         loader.dispose()
 
@@ -161,7 +161,7 @@ class _Walk:
         return type(one) is type(other) and bool(one == other)
 
     def _value(self, node: yaml.Node) -> Any:
-        return self.loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return self.loader.construct_object(node, deep=True)
 
 
 def _mark(node: yaml.Node) -> tuple[int, int]:
