@@ -75,7 +75,7 @@ def test_json_of_two_phases(store, tmp_path, capsys):
     assert result["counts"]["segmentation_table"]["nucleus"]["kept"] > 3
     assert main(["plan", str(store), "--shard-size", "4000", "--n-jobs", "1", "--json"]) == 0
     (planned,) = outcome(capsys)["result"]["plans"]
-    assert planned["masks"]["nucleus"]["n_shards"] == 4
+    assert planned["masks"]["nucleus"]["n_shards"] == 3
     assert planned["outputs"]["segmentation_nucleus_labels"] == "labels"
 
 
@@ -184,7 +184,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(store, json_too, capsys):
     assert main(["run", str(store), "--workflow", "wga", "--dry-run", *options, *["--json"] * json_too]) == 0
     said = capsys.readouterr()
     shown = said.err if json_too else said.out
-    assert "nucleus: threshold-nuclei, 4 shards" in shown
+    assert "nucleus: threshold-nuclei, 3 shards" in shown
     assert "dry run: nothing was run or written" in shown
     assert tree(store.parent) == before
 

@@ -76,7 +76,7 @@ def written(store: Path, *names: str) -> list[str]:
     ("flow", "options"),
     [
         ("dapi", {}),
-        ("wga-scportrait", {}),
+        ("wga", {}),
         (FLOW, OPTIONS),
         (Workflow(nucleus=ThresholdNuclei(channels=0), cell=ExpandNuclei(distance=3)), {"roi_key": "area"}),
         (Workflow(nucleus=ThresholdNuclei(), combine_nucleus_channels=["DAPI", 1], duplicate_mask=True), {}),
