@@ -63,7 +63,7 @@ def given(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, A
 
 def descriptions(function: Callable[..., Any]) -> dict[str, str]:
     """Return what the section "Parameters" of a numpy docstring says of each."""
-    found = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", inspect.getdoc(function) or "", re.M | re.S)
+    found = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", f"{inspect.getdoc(function)}\n", re.M | re.S)
     said: dict[str, str] = {}
     for names, text in re.findall(r"^(\S.*)\n((?:(?:[ ]+.*)?\n)*)", found.group(1) if found else "", re.M):
         plain = " ".join(text.replace("``", "").replace("`", "").split())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,31 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    0, or 2 where something was wrong and stderr says what; a wrong argument raises ``SystemExit(2)``.
+    0; 2 where something was wrong and stderr says what; 1 for an error that nobody foresaw; 130 after Ctrl-C, 143 after
+    SIGTERM. A wrong argument raises ``SystemExit(2)``.
     """
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
-    from spatialdata_segment.errors import SegmentationError, SegmentationWarning
+    from spatialdata_segment._process import run_command
 
-    with warnings.catch_warnings():
-        if not args.debug:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("default", SegmentationWarning)
-            warnings.showwarning = _show
-            logging.getLogger("ome_zarr").setLevel(logging.ERROR)
-        try:
-            args.run(args)
-        except (SegmentationError, OSError) as error:
-            if args.debug:
-                raise
-            print(f"spatialdata-segment: error: {error}", file=sys.stderr)
-            return 2
-    return 0
-
-
-def _show(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning in one line."""
-    print(f"spatialdata-segment: warning: {message}", file=sys.stderr)
+    return run_command(args)
 
 
 _VERBS = {
@@ -92,10 +73,32 @@ def _parser() -> argparse.ArgumentParser:
         verb = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         verb.lazy = name
         _finish(verb, partial(_run_verb, name))
+    _add_config(commands)
     _add_cluster(commands)
     _add_demo(commands)
     _add_models(commands)
     return parser
+
+
+def _add_config(commands: argparse._SubParsersAction[_Command]) -> None:
+    config = commands.add_parser(
+        "config",
+        help="print a configuration to change: of a workflow, a method, or a result that is there",
+        description="Print a configuration in YAML with a comment on every parameter, for `run --workflow FILE`.",
+    )
+    config.add_argument(
+        "name", nargs="?", metavar="NAME", help="a workflow, such as wga, or a method, such as cellpose"
+    )
+    config.add_argument("--list", action="store_true", help="names that there are")
+    config.add_argument("--from", dest="store", metavar="STORE", help="the configuration that made a result in it")
+    config.add_argument("--table", metavar="KEY", help="table of that result (default: the only one)")
+    _finish(config, _config)
+
+
+def _config(args: argparse.Namespace) -> None:
+    from spatialdata_segment._config_command import do_config
+
+    do_config(args)
 
 
 def _add_cluster(commands: argparse._SubParsersAction[_Command]) -> None:
@@ -139,15 +142,14 @@ def _add_models(commands: argparse._SubParsersAction[_Command]) -> None:
         description="Download models: Cellpose's into CELLPOSE_LOCAL_MODELS_PATH, or ~/.cellpose/models, StarDist's "
         "into KERAS_HOME, or ~/.keras. What is there stays.",
     )
-    fetch.add_argument(
-        "names", nargs="+", metavar="NAME", help="as `models list` prints it"
-    )
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="as `models list` prints it")
     fetch.add_argument("--quiet", action="store_true", help="no progress bars")
     _finish(fetch, _fetch_models)
 
 
 def _finish(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
-    command.add_argument("--debug", action="store_true", help="show warnings, and the traceback of an error")
+    command.add_argument("--json", action="store_true", help="print one JSON object and nothing else; see the docs")
+    command.add_argument("--debug", action="store_true", help="show all warnings, and the traceback of an error")
     command.set_defaults(run=run)
 
 
@@ -165,6 +167,14 @@ def _demo(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         progress=not args.quiet,
     )
+    args.summary |= {
+        "counts": {mask: {"candidates": n, "kept": kept} for mask, (n, kept) in result.counts.items()},
+        "dropped": result.dropped,
+        "seconds": result.seconds,
+        "peak_memory_bytes": result.peak_memory,
+        "f1": {mask: dict(zip(scores.thresholds, scores.f1, strict=True)) for mask, scores in result.scores.items()},
+        "files": [str(path) for path in result.files],
+    }
     print(result)
 
 
@@ -172,7 +182,9 @@ def _list_models(args: argparse.Namespace) -> None:
     from spatialdata_segment.methods.cellpose import models as cellpose
     from spatialdata_segment.methods.stardist import models as stardist
 
-    print(f"Cellpose\n\n{cellpose.overview()}\n\nStarDist\n\n{stardist.overview()}")
+    families = {"cellpose": cellpose, "stardist": stardist}
+    args.summary["models"] = [{"family": name, **m} for name, family in families.items() for m in family.listed()]
+    print("Cellpose", cellpose.overview(), "StarDist", stardist.overview(), sep="\n\n")
 
 
 def _fetch_models(args: argparse.Namespace) -> None:
@@ -184,9 +196,12 @@ def _fetch_models(args: argparse.Namespace) -> None:
             check_name(name)
     for name in args.names:
         if name in stardist.PRETRAINED:
-            print(f"{name}: {stardist.fetch_model(name, progress=not args.quiet)}")
+            folder = stardist.fetch_model(name, progress=not args.quiet)
+            args.summary[name] = [str(folder)]
+            print(f"{name}: {folder}")
             continue
         files = fetch_model(name, progress=not args.quiet)
+        args.summary[name] = [str(path) for path in (files.weights, files.size) if path is not None]
         for path in (files.weights, files.size):
             if path is not None:
                 print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -75,6 +75,18 @@ def get_workflow(name: str) -> Workflow:
     return _workflows[_known(name, _workflows, "workflow")]
 
 
+def known_methods() -> tuple[str, ...]:
+    """Return the names of all methods, in alphabetical order."""
+    _load_entry_points()
+    return tuple(sorted(_methods))
+
+
+def known_workflows() -> tuple[str, ...]:
+    """Return the names of all workflows, in alphabetical order."""
+    _load_entry_points()
+    return tuple(sorted(_workflows))
+
+
 def _known(name: str, names: Iterable[str], what: str) -> str:
     known = sorted(names)
     if name in known:

@@ -125,6 +125,7 @@ class Cellpose(Settings):
         {"flow_threshold", "cellprob_threshold", "min_size", "max_size_fraction", "niter", "follow_on"}
     )
     uses_device: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {"model": "nuclei-small"}
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         super().__init__(**{"model": model}, **settings)

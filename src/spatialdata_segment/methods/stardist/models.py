@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from spatialdata_segment._lock import Lock
@@ -178,16 +179,23 @@ def _extract(archive: Path, entry: Pretrained) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def listed() -> list[dict[str, Any]]:
+    """Return the pretrained models: name, axes, folder (None: not there), what it is for."""
+    models: list[dict[str, Any]] = []
+    for name, entry in PRETRAINED.items():
+        folder: str | None
+        try:
+            folder = str(find_folder(name))
+        except MissingError:
+            folder = None
+        models.append({"name": name, "axes": name[:2], "path": folder, "description": entry.description})
+    return models
+
+
 def overview() -> str:
     """Return the pretrained models as a table: name, axes, whether it is there, what it is for."""
     rows = [("name", "axes", "there", "description")]
-    for name, entry in PRETRAINED.items():
-        try:
-            find_folder(name)
-            there = "yes"
-        except MissingError:
-            there = "no"
-        rows.append((name, name[:2], there, entry.description))
+    rows += [(m["name"], m["axes"], "no" if m["path"] is None else "yes", m["description"]) for m in listed()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, "", f"folder: {cache_folder()}"])
