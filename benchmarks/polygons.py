@@ -19,7 +19,7 @@ import shapely
 import spatialdata as sd
 from _mosaic import mosaic
 
-from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
+from spatialdata_segment import labels_to_polygons, polygons_to_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

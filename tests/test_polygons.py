@@ -10,8 +10,7 @@ import shapely
 import xarray as xr
 from shapely.geometry import LineString, Point, Polygon, box
 
-from spatialdata_segment import _polygons
-from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
+from spatialdata_segment import _polygons, labels_to_polygons, polygons_to_labels
 from spatialdata_segment.errors import InputError
 
 

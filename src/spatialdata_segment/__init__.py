@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from spatialdata_segment._label_image import label_image
     from spatialdata_segment._phases import decode, predict
     from spatialdata_segment._planes import stitch_planes
-    from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
+    from spatialdata_segment._polygons import labels_to_polygons
     from spatialdata_segment._preprocess import EqualizeHistogram, Step, SubtractBackground
     from spatialdata_segment._preview import plan, preview
+    from spatialdata_segment._raster import polygons_to_labels
     from spatialdata_segment._remote import read_remote
     from spatialdata_segment._segment import segment
     from spatialdata_segment._verbs import filter_labels, match_nuclei
@@ -89,7 +90,7 @@ _HOME = {
     "labels_to_polygons": "_polygons",
     "match_nuclei": "_verbs",
     "plan": "_preview",
-    "polygons_to_labels": "_polygons",
+    "polygons_to_labels": "_raster",
     "predict": "_phases",
     "preview": "_preview",
     "read_configuration": "_dialects",

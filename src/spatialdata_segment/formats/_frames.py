@@ -9,7 +9,8 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 
-from spatialdata_segment._polygons import checked_geometries, checked_ids
+from spatialdata_segment._polygons import checked_geometries
+from spatialdata_segment._raster import planes_of, unique_ids
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,14 +55,9 @@ class Cells:
         """
         geometry, index = checked_geometries(polygons)
         frame = polygons if isinstance(polygons, gpd.GeoDataFrame) else pd.DataFrame(index=range(len(geometry)))
-        z = _planes(frame["z_index"]) if "z_index" in frame else None
+        z = planes_of(frame["z_index"].to_numpy()) if "z_index" in frame else None
         given = frame["cell_id"].to_numpy() if "cell_id" in frame else None
-        if z is None:
-            ids = checked_ids(given, index, len(geometry)).astype(np.int64)
-        else:
-            ids = np.zeros(len(geometry), np.int64)
-            for rows in _groups(z):
-                ids[rows] = checked_ids(None if given is None else given[rows], None, len(rows)).astype(np.int64)
+        ids = unique_ids(given, index if z is None else None, len(geometry), z).astype(np.int64)
         if len(ids) and ids.min() < 0:
             raise InputError(f"polygons have the id {ids.astype(np.uint64).max()}: expected ids below 2**63")
         hidden = [*RESERVED, getattr(getattr(polygons, "geometry", None), "name", None)]
@@ -94,15 +90,3 @@ class Cells:
         """Give the rows in groups."""
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
-
-
-def _planes(column: pd.Series[Any]) -> NDArray[np.int64]:
-    values = column.to_numpy()
-    if values.dtype.kind not in "iu":
-        raise InputError(f"the column z_index is of type {values.dtype}: expected whole numbers, the planes")
-    return values.astype(np.int64)
-
-
-def _groups(values: NDArray[np.int64]) -> list[NDArray[np.intp]]:
-    order = np.argsort(values, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(values[order])) + 1) if len(values) else []

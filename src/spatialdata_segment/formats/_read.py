@@ -63,9 +63,14 @@ def read_polygons(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
 _SAID = "GeoParquet (.parquet), GeoJSON (.geojson) or ROIs of ImageJ (.zip, .roi)"
 
 
+def is_parquet(file: Path) -> bool:
+    """Tell by its suffix whether a file is one of Parquet."""
+    return file.suffix.lower() in _PARQUET
+
+
 def _reader(file: Path) -> Callable[[Path], gpd.GeoDataFrame]:
     suffix = file.suffix.lower()
-    if suffix in _PARQUET:
+    if is_parquet(file):
         return _parquet
     if suffix in (".geojson", ".json"):
         return _geojson
