@@ -187,7 +187,19 @@ def checked_geometries(
     return geometries, index
 
 
+def check_valid(geometries: NDArray[np.object_]) -> None:
+    """Raise where a polygon is not valid by OGC, so that its area means nothing."""
+    wrong = np.flatnonzero(~shapely.is_valid(geometries))
+    if len(wrong):
+        why = shapely.is_valid_reason(geometries[wrong[0]])
+        raise InputError(
+            f"the polygon at position {wrong[0]} is not valid ({why}; {len(wrong)} in all), so that its area is not "
+            "known: repair it with .buffer(0)"
+        )
+
+
 def checked_ids(ids: ArrayLike | None, index: pd.Index | None, n: int) -> NDArray[np.uint64]:
+    """Return the ids, which must be unique and positive; None: the index, if it holds such integers, else 1..n."""
     if ids is None and index is not None and index.dtype.kind in "iu" and n and index.min() > 0:
         ids = index.to_numpy()
     if ids is None:

@@ -105,7 +105,7 @@ class Drawing:
         if ids is None and frame is not None and "cell_id" in frame and frame["cell_id"].dtype.kind in "iu":
             ids = frame["cell_id"].to_numpy()
         rings = Rings.of(geometries[k : k + _BATCH] for k in range(0, len(geometries), _BATCH))
-        return cls(rings, unique_ids(ids, None if z is not None else index, len(geometries), z), z)
+        return cls(rings, unique_ids(ids, index, len(geometries), z), z)
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str]) -> Drawing:

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from spatialdata_segment.formats._geojson import write_geojson
     from spatialdata_segment.formats._imagej import write_imagej
     from spatialdata_segment.formats._parquet import write_parquet
+    from spatialdata_segment.formats._poly2mask import poly2mask
     from spatialdata_segment.formats._read import read_polygons
+    from spatialdata_segment.formats._stitch import stitch_folders
     from spatialdata_segment.formats._tiff import write_label_tiff
 
 __all__ = [
+    "poly2mask",
     "read_polygons",
+    "stitch_folders",
     "write_geojson",
     "write_imagej",
     "write_label_tiff",
@@ -26,7 +30,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "poly2mask": "_poly2mask",
     "read_polygons": "_read",
+    "stitch_folders": "_stitch",
     "write_geojson": "_geojson",
     "write_imagej": "_imagej",
     "write_label_tiff": "_tiff",

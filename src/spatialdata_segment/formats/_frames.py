@@ -57,7 +57,7 @@ class Cells:
         frame = polygons if isinstance(polygons, gpd.GeoDataFrame) else pd.DataFrame(index=range(len(geometry)))
         z = planes_of(frame["z_index"].to_numpy()) if "z_index" in frame else None
         given = frame["cell_id"].to_numpy() if "cell_id" in frame else None
-        ids = unique_ids(given, index if z is None else None, len(geometry), z).astype(np.int64)
+        ids = unique_ids(given, index, len(geometry), z).astype(np.int64)
         if len(ids) and ids.min() < 0:
             raise InputError(f"polygons have the id {ids.astype(np.uint64).max()}: expected ids below 2**63")
         hidden = [*RESERVED, getattr(getattr(polygons, "geometry", None), "name", None)]
