@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _BLOCK = 2048
-_BATCH = 1 << 16
-"""Geometries whose coordinates are taken out at once."""
 _POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
@@ -162,15 +160,15 @@ def frame_of(planes: Mapping[int, Outlines], ndim: int) -> gpd.GeoDataFrame:
 
 
 def checked_geometries(
-    polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike,
+    polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike, *, finite: bool = True
 ) -> tuple[NDArray[np.object_], pd.Index | None]:
-    """Return the geometries, checked, and their index where they have one."""
+    """Return the geometries, checked (unless not ``finite``, their coordinates too), and their index if they have one."""
     index = polygons.index if isinstance(polygons, gpd.GeoDataFrame | gpd.GeoSeries) else None
     values = polygons.geometry if isinstance(polygons, gpd.GeoDataFrame) else polygons
     geometries = np.asarray(values, dtype=object)
-    strange = [i for i, g in enumerate(geometries.ravel()) if not isinstance(g, shapely.Geometry)]
-    if geometries.ndim != 1 or strange:
-        found = repr(geometries.ravel()[strange[0]]) if strange else f"an array of shape {geometries.shape}"
+    strange = geometries[~shapely.is_geometry(geometries)]
+    if geometries.ndim != 1 or len(strange):
+        found = repr(strange[0]) if len(strange) else f"an array of shape {geometries.shape}"
         raise InputError(f"polygons hold {found}; expected a sequence of shapely polygons: drop what is missing.")
     wrong = np.flatnonzero(~np.isin(shapely.get_type_id(geometries), _POLYGONAL))
     if len(wrong):
@@ -178,13 +176,18 @@ def checked_geometries(
             f"polygons hold a {geometries[wrong[0]].geom_type} at position {wrong[0]} ({len(wrong)} in all); "
             "expected Polygon or MultiPolygon: give points a radius with .buffer(), or drop them."
         )
-    for start in range(0, len(geometries), _BATCH):
-        points, owner = shapely.get_coordinates(geometries[start : start + _BATCH], return_index=True)
-        endless = owner[~np.isfinite(points).all(axis=1)]
-        if len(endless):
-            where = start + int(endless[0])
-            raise InputError(f"the polygon at position {where} has coordinates that are not finite: repair or drop it.")
+    if finite:
+        points, owner = shapely.get_coordinates(geometries, return_index=True)
+        check_finite(owner[~np.isfinite(points).all(axis=1)])
     return geometries, index
+
+
+def check_finite(endless: NDArray[np.integer]) -> None:
+    """Raise where polygons, by their positions, have coordinates that are not finite."""
+    if len(endless):
+        raise InputError(
+            f"the polygon at position {endless[0]} has coordinates that are not finite: repair or drop it."
+        )
 
 
 def check_valid(geometries: NDArray[np.object_]) -> None:

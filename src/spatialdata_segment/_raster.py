@@ -14,7 +14,7 @@ import geopandas as gpd
 import numpy as np
 from dask.delayed import delayed
 
-from spatialdata_segment._polygons import checked_geometries, checked_ids
+from spatialdata_segment._polygons import check_finite, checked_geometries, checked_ids
 from spatialdata_segment.core.raster import Hits, Rings, paint
 from spatialdata_segment.errors import InputError, is_whole
 
@@ -99,12 +99,13 @@ class Drawing:
     @classmethod
     def of(cls, polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike, ids: ArrayLike | None = None) -> Drawing:
         """Take polygons in memory, checked."""
-        geometries, index = checked_geometries(polygons)
+        geometries, index = checked_geometries(polygons, finite=False)
         frame = polygons if isinstance(polygons, gpd.GeoDataFrame) else None
         z = planes_of(frame["z_index"].to_numpy()) if frame is not None and "z_index" in frame else None
         if ids is None and frame is not None and "cell_id" in frame and frame["cell_id"].dtype.kind in "iu":
             ids = frame["cell_id"].to_numpy()
         rings = Rings.of(geometries[k : k + _BATCH] for k in range(0, len(geometries), _BATCH))
+        check_finite(rings.endless())
         return cls(rings, unique_ids(ids, index, len(geometries), z), z)
 
     @classmethod
@@ -125,6 +126,7 @@ class Drawing:
         numbers = np.concatenate(ids) if ids else None
         z = np.concatenate(planes) if planes else None
         try:
+            check_finite(rings.endless())
             return cls(rings, unique_ids(numbers, None, len(rings), z), z)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error

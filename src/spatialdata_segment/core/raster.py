@@ -48,11 +48,10 @@ class Rings:
         """Take the rings of geometries that come in batches; None and what is empty have none."""
         points, lengths, counts, bounds = _Growing((2,)), _Growing(), _Growing(), _Growing((4,))
         for batch in batches:
-            polygons, owner = shapely.get_parts(batch, return_index=True)
-            lines, polygon = shapely.get_rings(polygons, return_index=True)
+            lines, owner = _rings(batch)
             points.append(_narrowed(shapely.get_coordinates(lines)))
             lengths.append(shapely.get_num_coordinates(lines).astype(np.int64))
-            counts.append(np.bincount(owner[polygon], minlength=len(batch)).astype(np.int64))
+            counts.append(np.bincount(owner, minlength=len(batch)).astype(np.int64))
             bounds.append(shapely.bounds(batch).reshape(-1, 4))
         return cls(
             points.array(np.float32),
@@ -63,6 +62,12 @@ class Rings:
 
     def __len__(self) -> int:
         return len(self.stop)
+
+    def endless(self) -> Ints:
+        """Return the geometries that have coordinates that are not finite."""
+        point = np.flatnonzero(~np.isfinite(self.points).all(axis=1))
+        ring = np.searchsorted(self.ring_stop, point, side="right")
+        return np.unique(np.searchsorted(self.stop, ring, side="right"))
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,16 @@ class _Growing:
             return np.zeros((0, *self._shape), dtype)
         self._held.resize((self._n, *self._shape), refcheck=False)
         return self._held
+
+
+def _rings(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
+    """Return all rings, and the geometry of each; parts are made, which costs, where there are several alone."""
+    if not (shapely.get_type_id(geometries) == shapely.GeometryType.MULTIPOLYGON).any():
+        lines, owner = shapely.get_rings(geometries, return_index=True)
+        return lines, owner
+    polygons, geometry = shapely.get_parts(geometries, return_index=True)
+    lines, polygon = shapely.get_rings(polygons, return_index=True)
+    return lines, geometry[polygon]
 
 
 def _narrowed(points: NDArray[np.float64]) -> NDArray[np.floating[Any]]:

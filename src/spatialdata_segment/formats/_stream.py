@@ -36,7 +36,7 @@ class Batch:
 
 
 def batches(path: str | os.PathLike[str]) -> Iterator[Batch]:
-    """Give the polygons of a file, checked; ids are not checked yet. See `read_polygons`."""
+    """Give the polygons of a file, checked, but for ids and coordinates. See `read_polygons`."""
     file = existing(path, "file of polygons")
     if not is_parquet(file) or not _is_plain(file):
         cells = Cells.of(read_polygons(file))
@@ -66,7 +66,8 @@ def _is_plain(file: Path) -> bool:
 
 def _batch(part: Any, file: Path, start: int) -> Batch:
     try:
-        geometry, _ = checked_geometries(shapely.from_wkb(part.column("geometry").to_numpy(zero_copy_only=False)))
+        shapes = shapely.from_wkb(part.column("geometry").to_numpy(zero_copy_only=False))
+        geometry, _ = checked_geometries(shapes, finite=False)
         z = planes_of(part.column("z_index").to_numpy(zero_copy_only=False)) if "z_index" in part.schema.names else None
         return Batch(geometry, part.column("cell_id").to_numpy(zero_copy_only=False), z)
     except (InputError, shapely.errors.ShapelyError) as error:
