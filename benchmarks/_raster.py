@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         seconds, cpu, peak = watched([sys.executable, "-m", "spatialdata_segment", "poly2mask", str(folder)])
         print(f"poly2mask, the whole process, file to zarr      {seconds:9.2f} s {cpu:9.2f} s of CPU {peak:9.0f} MB")
         for worker, python in (("ours", sys.executable), ("rasterio", args.rasterio), ("spatialdata", sys.executable)):
-            if python and not (worker == "spatialdata" and args.skip_reference):
+            if python and worker in args.beside:
                 watched([python, __file__, "--worker", worker, str(folder)])
 
 

@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("edges", "smooth"), default="edges")
     parser.add_argument("--rasterio", metavar="PYTHON")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--beside", nargs="*", default=["ours", "rasterio", "spatialdata"], help="of raster, in memory")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--cols", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=3)

@@ -162,7 +162,7 @@ def frame_of(planes: Mapping[int, Outlines], ndim: int) -> gpd.GeoDataFrame:
 def checked_geometries(
     polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike, *, finite: bool = True
 ) -> tuple[NDArray[np.object_], pd.Index | None]:
-    """Return the geometries, checked (unless not ``finite``, their coordinates too), and their index if they have one."""
+    """Return the geometries, checked (their coordinates where ``finite``), and their index if they have one."""
     index = polygons.index if isinstance(polygons, gpd.GeoDataFrame | gpd.GeoSeries) else None
     values = polygons.geometry if isinstance(polygons, gpd.GeoDataFrame) else polygons
     geometries = np.asarray(values, dtype=object)
