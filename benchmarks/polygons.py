@@ -1,9 +1,11 @@
 """Polygons of a large mosaic of real nuclei: ours against ``spatialdata``, in one run on one machine.
 
     python benchmarks/polygons.py --data PATH [--rows 8] [--cols 8] [--repeat 3] [--skip-reference]
+    python benchmarks/polygons.py raster [--side 32000] [--kind edges|smooth] [--rasterio PYTHON] [--folder DIR]
 
 PATH holds ``dsb2018/`` (CC0 nuclei with expert labels). Prints seconds, ratios, validity, exactness
-and memory.
+and memory. ``raster`` draws as many cells as fit into an image, 32 px apart: ``poly2mask`` as a process, and
+polygons in memory beside rasterio (in an environment of its own, PYTHON) and ``spatialdata.rasterize``.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import _raster
 import dask.array as da
 import numpy as np
 import shapely
 import spatialdata as sd
 from _mosaic import mosaic
 
-from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
+from spatialdata_segment import labels_to_polygons, polygons_to_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,12 +64,23 @@ def quality(frame: gpd.GeoDataFrame, labels: np.ndarray) -> str:
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("part", nargs="?", choices=("mosaic", "raster"), default="mosaic")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--side", type=int, default=32000)
+    parser.add_argument("--kind", choices=("edges", "smooth"), default="edges")
+    parser.add_argument("--rasterio", metavar="PYTHON")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--beside", nargs="*", default=["ours", "rasterio", "spatialdata"], help="of raster, in memory")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--cols", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--skip-reference", action="store_true")
     args = parser.parse_args()
+    if args.part == "raster":
+        _raster.run(args)
+        return
+    if args.data is None:
+        parser.error("--data is needed")
 
     _, labels = mosaic(args.data, args.rows, args.cols)
     lazy = da.from_array(labels, chunks=2048)

@@ -10,8 +10,7 @@ import shapely
 import xarray as xr
 from shapely.geometry import LineString, Point, Polygon, box
 
-from spatialdata_segment import _polygons
-from spatialdata_segment._polygons import labels_to_polygons, polygons_to_labels
+from spatialdata_segment import _polygons, labels_to_polygons, polygons_to_labels
 from spatialdata_segment.errors import InputError
 
 
@@ -187,3 +186,36 @@ def test_survives_the_way_to_another_process(labels: np.ndarray, whole: gpd.GeoD
     back = cloudpickle.loads(cloudpickle.dumps(polygons_to_labels(whole, labels.shape, chunks=30)))
     assert np.array_equal(back.compute(), labels)
     assert shapely.is_valid(whole.geometry).all()
+
+
+@pytest.mark.parametrize("chunks", [2048, 13, (2, 60, 9)])
+def test_planes_back_to_the_labels(labels: np.ndarray, chunks: object) -> None:
+    stack = np.stack([labels, labels[::-1] * 3, np.zeros_like(labels), labels[:, ::-1]])
+    frame = labels_to_polygons(stack, progress=False)
+    back = polygons_to_labels(frame, stack.shape, chunks=chunks)
+    assert np.array_equal(back.compute(), stack)
+    assert np.array_equal(back[1:, 20:30].compute(), stack[1:, 20:30])
+    shuffled = frame.sample(frac=1, random_state=0)
+    assert np.array_equal(polygons_to_labels(shuffled, stack.shape, chunks=chunks).compute(), stack)
+    assert np.array_equal(polygons_to_labels(frame, (2, 60, 70), chunks=chunks).compute(), stack[:2])
+    with pytest.raises(InputError, match="z_index"):
+        polygons_to_labels(frame[["geometry"]], stack.shape)
+    frame.loc[1, "cell_id"] = frame.loc[0, "cell_id"]
+    with pytest.raises(InputError, match="stands 2 times"):
+        polygons_to_labels(frame, stack.shape)
+
+
+def test_a_file_is_drawn_in_batches(labels: np.ndarray, whole: gpd.GeoDataFrame, tmp_path, monkeypatch) -> None:
+    from spatialdata_segment.formats import _stream, write_geojson, write_parquet
+
+    write_parquet(tmp_path / "a.parquet", whole)
+    write_geojson(tmp_path / "a.geojson", whole)
+    monkeypatch.setattr(_stream, "_ROWS", 5)
+    for path in (tmp_path / "a.parquet", str(tmp_path / "a.geojson")):
+        assert np.array_equal(polygons_to_labels(path, labels.shape, chunks=17).compute(), labels)
+    numbered = polygons_to_labels(tmp_path / "a.parquet", labels.shape, ids=np.arange(1, len(whole) + 1))
+    assert np.array_equal(numbered.compute(), np.searchsorted(np.unique(labels), labels))
+    whole.geometry.iloc[7] = Point(1, 1)
+    whole.to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet, rows 5 to 10: .*Point at position 2"):
+        polygons_to_labels(tmp_path / "b.parquet", labels.shape)

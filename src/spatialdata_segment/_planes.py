@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import dask.array as da
 import geopandas as gpd
 import numpy as np
-import shapely
 
 from spatialdata_segment import _elements
-from spatialdata_segment._polygons import checked_geometries, checked_ids
+from spatialdata_segment._polygons import check_valid, checked_geometries, checked_ids
 from spatialdata_segment._request import leftovers
 from spatialdata_segment._stack import stitch_label_array, stitch_polygons, threads
 from spatialdata_segment._staging import Staging, recover_sdata
@@ -218,15 +217,9 @@ def _polygons_of(ref: _elements.ShapesRef) -> tuple[NDArray[np.object_], NDArray
         geometries, index = checked_geometries(data)
         given = data["cell_id"].to_numpy() if "cell_id" in data.columns else None
         ids = checked_ids(given, index, len(geometries)).astype(np.int64)
+        check_valid(geometries)
     except InputError as error:
         raise InputError(f"shapes {ref.key!r}: {error}") from error
-    wrong = np.flatnonzero(~shapely.is_valid(geometries))
-    if len(wrong):
-        why = shapely.is_valid_reason(geometries[wrong[0]])
-        raise InputError(
-            f"shapes {ref.key!r}: the polygon at position {wrong[0]} is not valid ({why}; {len(wrong)} in all), so "
-            "that its area is not known: repair it with .buffer(0)"
-        )
     return geometries, ids
 
 

@@ -1,11 +1,10 @@
-"""Label images to polygons and back at any size; the geometry itself is in ``core.contours``.
+"""Label images to polygons at any size, and polygons checked; the geometry itself is in ``core.contours``.
 
 Knows arrays and data frames, not SpatialData: pixel coordinates in, pixel coordinates out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,13 +19,13 @@ from dask.callbacks import Callback
 from dask.delayed import delayed
 from tqdm.auto import tqdm
 
-from spatialdata_segment.core.contours import Outlines, fill, merge, trace
+from spatialdata_segment.core.contours import Outlines, merge, trace
 from spatialdata_segment.errors import InputError, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import ArrayLike, DTypeLike, NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 _BLOCK = 2048
 _POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
@@ -42,8 +41,8 @@ def labels_to_polygons(
 
     The image is read block by block; memory is O(polygons) plus one block a thread. The outlines run along
     the pixel edges, holes included, and are those of the whole image whatever the chunks:
-    :func:`polygons_to_labels` gives back the labels bit for bit. Method: signed corners of the blocks, added
-    up over the seams (:func:`spatialdata_segment.core.contours.merge`).
+    :func:`~spatialdata_segment.polygons_to_labels` gives back the labels bit for bit. Method: signed corners of
+    the blocks, added up over the seams (:func:`spatialdata_segment.core.contours.merge`).
 
     Parameters
     ----------
@@ -77,56 +76,6 @@ def labels_to_polygons(
         for z, outlines in found:
             parts.setdefault(z, []).append(outlines)
     return frame_of({z: merge(p) for z, p in sorted(parts.items())}, labels.ndim)
-
-
-def polygons_to_labels(
-    polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike,
-    shape: tuple[int, int],
-    *,
-    ids: ArrayLike | None = None,
-    chunks: Any = _BLOCK,
-    dtype: DTypeLike | None = None,
-) -> da.Array:
-    """Draw polygons as a label image of any size, lazily.
-
-    A pixel belongs to the polygon that holds its centre (at +0.5), by the even-odd rule; where polygons
-    overlap, the first of them in the input wins. Each block draws the polygons that a tree finds in it
-    (:func:`spatialdata_segment.core.contours.fill`), and the result does not depend on the chunks.
-
-    Parameters
-    ----------
-    polygons
-        Polygons and multipolygons, px, ``(x, y)``; any float coordinates. What lies outside of the image is
-        left out. Of planes, pass those of one: ``frame[frame.z_index == z].set_index("cell_id")``.
-    shape
-        ``(y, x)`` of the image, px.
-    ids
-        ``(n,)`` the label of each, > 0, unique. None: the index, if it holds positive integers, else 1..n.
-    chunks
-        As for dask arrays.
-    dtype
-        Integer. None: uint32, or uint64 where an id needs it.
-
-    Returns
-    -------
-    ``(y, x)``, 0 = background.
-
-    Raises
-    ------
-    InputError
-        If the shape has not two axes, a geometry is missing, not polygonal or not finite, an id is not
-        positive, not unique or too large for the dtype.
-    """
-    if np.shape(shape) != (2,) or min(shape) < 0:
-        raise InputError(f"shape={shape!r}; expected (y, x) in px: draw plane by plane and stack the results.")
-    geometries, index = checked_geometries(polygons)
-    labels = checked_ids(ids, index, len(geometries))
-    kind = _dtype(dtype, int(labels.max(initial=0)))
-    painter = delayed(_Painter(shapely.STRtree(geometries), labels, kind), traverse=False)
-    grid = da.core.normalize_chunks(chunks, shape, dtype=kind)
-    meta = np.zeros((0, 0), kind)
-    drawn = da.map_blocks(_paint_block, painter=painter, chunks=grid, dtype=kind, meta=meta)
-    return cast("da.Array", drawn)
 
 
 def _planes(labels: NDArray[np.integer] | da.Array | xr.DataArray) -> da.Array:
@@ -210,36 +159,16 @@ def frame_of(planes: Mapping[int, Outlines], ndim: int) -> gpd.GeoDataFrame:
     )
 
 
-@dataclass(frozen=True)
-class _Painter:
-    """The polygons of an image; one object that all blocks share."""
-
-    tree: shapely.STRtree
-    ids: NDArray[np.uint64]
-    dtype: np.dtype[np.integer]
-
-    def paint(self, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.integer]:
-        """Draw the pixels of rows ``y`` and columns ``x`` (start, stop)."""
-        out = np.zeros((y[1] - y[0], x[1] - x[0]), self.dtype)
-        hit = np.sort(self.tree.query(shapely.box(x[0], y[0], x[1], y[1])))
-        fill(out, self.tree.geometries[hit], self.ids[hit], (y[0], x[0]))
-        return out
-
-
-def _paint_block(*, painter: _Painter, block_info: dict[Any, Any]) -> NDArray[np.integer]:
-    return painter.paint(*block_info[None]["array-location"])
-
-
 def checked_geometries(
-    polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike,
+    polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike, *, finite: bool = True
 ) -> tuple[NDArray[np.object_], pd.Index | None]:
-    """Return the geometries, checked, and their index where they have one."""
+    """Return the geometries, checked (their coordinates where ``finite``), and their index if they have one."""
     index = polygons.index if isinstance(polygons, gpd.GeoDataFrame | gpd.GeoSeries) else None
     values = polygons.geometry if isinstance(polygons, gpd.GeoDataFrame) else polygons
     geometries = np.asarray(values, dtype=object)
-    strange = [i for i, g in enumerate(geometries.ravel()) if not isinstance(g, shapely.Geometry)]
-    if geometries.ndim != 1 or strange:
-        found = repr(geometries.ravel()[strange[0]]) if strange else f"an array of shape {geometries.shape}"
+    strange = geometries[~shapely.is_geometry(geometries)]
+    if geometries.ndim != 1 or len(strange):
+        found = repr(strange[0]) if len(strange) else f"an array of shape {geometries.shape}"
         raise InputError(f"polygons hold {found}; expected a sequence of shapely polygons: drop what is missing.")
     wrong = np.flatnonzero(~np.isin(shapely.get_type_id(geometries), _POLYGONAL))
     if len(wrong):
@@ -247,16 +176,33 @@ def checked_geometries(
             f"polygons hold a {geometries[wrong[0]].geom_type} at position {wrong[0]} ({len(wrong)} in all); "
             "expected Polygon or MultiPolygon: give points a radius with .buffer(), or drop them."
         )
-    points, owner = shapely.get_coordinates(geometries, return_index=True)
-    endless = owner[~np.isfinite(points).all(axis=1)]
+    if finite:
+        points, owner = shapely.get_coordinates(geometries, return_index=True)
+        check_finite(owner[~np.isfinite(points).all(axis=1)])
+    return geometries, index
+
+
+def check_finite(endless: NDArray[np.integer]) -> None:
+    """Raise where polygons, by their positions, have coordinates that are not finite."""
     if len(endless):
         raise InputError(
             f"the polygon at position {endless[0]} has coordinates that are not finite: repair or drop it."
         )
-    return geometries, index
+
+
+def check_valid(geometries: NDArray[np.object_]) -> None:
+    """Raise where a polygon is not valid by OGC, so that its area means nothing."""
+    wrong = np.flatnonzero(~shapely.is_valid(geometries))
+    if len(wrong):
+        why = shapely.is_valid_reason(geometries[wrong[0]])
+        raise InputError(
+            f"the polygon at position {wrong[0]} is not valid ({why}; {len(wrong)} in all), so that its area is not "
+            "known: repair it with .buffer(0)"
+        )
 
 
 def checked_ids(ids: ArrayLike | None, index: pd.Index | None, n: int) -> NDArray[np.uint64]:
+    """Return the ids, which must be unique and positive; None: the index, if it holds such integers, else 1..n."""
     if ids is None and index is not None and index.dtype.kind in "iu" and n and index.min() > 0:
         ids = index.to_numpy()
     if ids is None:
@@ -275,15 +221,3 @@ def checked_ids(ids: ArrayLike | None, index: pd.Index | None, n: int) -> NDArra
             "dissolve the parts into multipolygons, or pass ids=range(1, n + 1)."
         )
     return values.astype(np.uint64)
-
-
-def _dtype(dtype: DTypeLike | None, largest: int) -> np.dtype[np.integer]:
-    if dtype is None:
-        return np.dtype(np.uint32 if largest <= np.iinfo(np.uint32).max else np.uint64)
-    kind: np.dtype[Any] = np.dtype(dtype)
-    if kind.kind not in "iu" or largest > np.iinfo(kind).max:
-        raise InputError(
-            f"dtype={kind}; expected an integer type that holds the largest id, {largest}: "
-            "leave it out, or pass 'uint64'."
-        )
-    return kind

@@ -39,6 +39,9 @@ _VERBS = {
     "predict": "first phase of a run: write the dense maps of an image into a folder (the part that wants a GPU)",
     "decode": "second phase of a run: turn dense maps into labels, outlines and tables, elsewhere if need be",
     "plan": "print what a run would take: shards, memory, disk, time",
+    "poly2mask": "draw the polygons of a folder as a label image, mask.zarr",
+    "import": "add labels or polygons of another program to a store, with outlines, labels and tables",
+    "stitch": "join the cells of planes that lie in folders into 3D cells, 3d_polygons.parquet",
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import shapely
 
 from spatialdata_segment.core import rings
+from spatialdata_segment.core.raster import Rings, paint
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,17 +131,8 @@ def fill(
     offset
         ``(y, x)`` of the block's first pixel in the whole image, px.
     """
-    polygons, owner = shapely.get_parts(geometries, return_index=True)
-    lines, polygon = shapely.get_rings(polygons, return_index=True)
-    points, ring = shapely.get_coordinates(lines, return_index=True)
-    if len(points) == 0:
-        return
-    inside = ring[1:] == ring[:-1]
-    start = points[:-1][inside]
-    stop = points[1:][inside]
-    of = owner[polygon[ring[:-1][inside]]]
-    last = np.searchsorted(of, np.arange(len(ids)), side="right")
-    rings.paint(out, start, stop, last, np.asarray(ids).astype(out.dtype, copy=False), offset[0], offset[1])
+    drawn = np.asarray(ids).astype(out.dtype, copy=False)
+    paint(out, Rings.of([geometries]), np.arange(len(geometries)), drawn, offset)
 
 
 def _as_signed(labels: NDArray[np.integer]) -> NDArray[Any]:

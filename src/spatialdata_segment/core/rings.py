@@ -1,4 +1,4 @@
-"""Kernels behind :mod:`spatialdata_segment.core.contours`: corners, their rings, and filling.
+"""Kernels behind :mod:`spatialdata_segment.core.contours`: corners and their rings.
 
 A set of pixels is its corners: the points where the sum of its indicator over the 2 x 2 pixels around (+
 upper left, - upper right, - lower left, + lower right) is not 0. It is 1 or -1 at a plain corner and 2 or -2
@@ -229,56 +229,3 @@ def walk(
         stop[ring], owner[ring] = done, mine
         ring += 1
     return vertex, stop[:ring], owner[:ring]
-
-
-@numba.njit(nogil=True, cache=True)
-def _first_centre(value: float, begin: int, size: int) -> int:
-    """Return the first pixel whose centre is at or beyond ``value``, counted in the block and cut to it."""
-    pixel = np.ceil(value - 0.5) - begin  # rounded before the block comes in: the same for every block
-    if not pixel > 0:
-        return 0
-    return size if pixel > size else int(pixel)
-
-
-@numba.njit(nogil=True, cache=True)
-def paint(
-    out: NDArray[np.integer],
-    start: NDArray[np.float64],
-    stop: NDArray[np.float64],
-    last: NDArray[np.int64],
-    ids: NDArray[np.integer],
-    y0: int,
-    x0: int,
-) -> None:
-    """Fill geometries one after the other where ``out`` is still 0.
-
-    ``start``, ``stop``: ``(edges, 2)`` points (x, y) in the whole image; ``last``: ``(n,)`` where the edges
-    of each geometry end; ``out`` is the block at ``(y0, x0)``. Crossings flip a bit, a sweep adds them up.
-    """
-    height, width = out.shape
-    flip = np.zeros((height, width + 1), np.bool_)
-    edge = 0
-    for g in range(len(ids)):
-        top, bottom, left, right = height, 0, width, 0
-        for e in range(edge, last[g]):
-            ax, ay, bx, by = start[e, 0], start[e, 1], stop[e, 0], stop[e, 1]
-            if ay > by:  # one direction, so that neighbours cut their common edge alike
-                ax, ay, bx, by = bx, by, ax, ay
-            if not ay < by:
-                continue
-            r0, r1 = _first_centre(ay, y0, height), _first_centre(by, y0, height)
-            for r in range(r0, r1):
-                cut = ax + (y0 + r + 0.5 - ay) * ((bx - ax) / (by - ay))
-                c = _first_centre(cut, x0, width)
-                flip[r, c] = not flip[r, c]
-                left, right = min(left, c), max(right, c)
-            top, bottom = min(top, r0), max(bottom, r1)
-        edge = last[g]
-        for r in range(top, bottom):
-            inside = False
-            for c in range(left, right + 1):
-                if flip[r, c]:
-                    inside = not inside
-                    flip[r, c] = False
-                if inside and c < width and out[r, c] == 0:
-                    out[r, c] = ids[g]

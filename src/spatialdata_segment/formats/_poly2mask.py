@@ -1,0 +1,87 @@
+"""`poly2mask`: the polygons of a folder drawn as a label image on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import zarr
+
+from spatialdata_segment._raster import Drawing
+from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.formats._files import replacing
+from spatialdata_segment.formats._folders import METADATA, POLYGONS, folder_at, image_shape, output_at
+
+if TYPE_CHECKING:
+    import os
+
+_CHUNK = 1024
+MASK = "mask.zarr"
+
+
+def poly2mask(
+    folder: str | os.PathLike[str], *, output_dir: str | os.PathLike[str] | None = None, overwrite: bool = False
+) -> Path:
+    """Draw the polygons of a folder as a label image, block by block.
+
+    Of a folder that ``infer`` wrote this gives back the labels exactly. Where polygons overlap, the first of the file
+    wins (see `polygons_to_labels`). In memory are the coordinates (8 B a vertex where they are whole) and a block a
+    thread.
+
+    Parameters
+    ----------
+    folder
+        Holds ``polygons.parquet``, and ``metadata.json`` with the ``image-shape`` ``[y, x]`` (``[z, y, x]`` for
+        polygons with a column ``z_index``). Without metadata the shape is the least that holds the polygons.
+    output_dir
+        Where to write; None: into the folder itself. It is made if need be.
+    overwrite
+        Whether to replace a ``mask.zarr``.
+
+    Returns
+    -------
+    The path of ``mask.zarr``: a zarr array (format 2) of the labels ``(y, x)`` or ``(z, y, x)``, uint32 (uint64 where
+    an id needs it), 0 = background; the ids are those of the polygons.
+
+    Raises
+    ------
+    MissingError
+        No such folder, or no polygons in it.
+    ExistsError
+        The output is there.
+    InputError
+        Metadata without a shape, polygons that cannot be drawn.
+    """
+    source = folder_at(folder)
+    target = output_at(MASK, source, output_dir, overwrite)
+    if not (source / POLYGONS).exists():
+        raise MissingError(
+            f"{source} holds no {POLYGONS}: expected a folder that infer wrote, or polygons of that name"
+        )
+    shape = image_shape(source)
+    drawing = Drawing.of_file(source / POLYGONS)
+    planes = 0 if drawing.z is None else len(np.unique(drawing.z))
+    if shape is not None and not (planes > 0 if len(shape) == 3 else planes < 2):
+        said = f"{planes} planes" if planes else "no column z_index"
+        raise InputError(
+            f"{source / POLYGONS} has {said}, and the image-shape in {source / METADATA} is {list(shape)}: expected "
+            "[y, x] for a plane, [z, y, x] for polygons with z_index"
+        )
+    shape = drawing.shape() if shape is None else shape
+    chunks = (1,) * (len(shape) - 2) + tuple(max(1, min(_CHUNK, n)) for n in shape[-2:])
+    labels = drawing.draw(shape, chunks)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as new:
+        array: Any = zarr.create_array(
+            new,
+            shape=shape,
+            chunks=chunks,
+            dtype=labels.dtype,
+            fill_value=0,
+            zarr_format=2,
+            attributes={"_ARRAY_DIMENSIONS": list("zyx"[-len(shape) :])},
+        )
+        da.store([labels], [array], lock=False)
+    return target

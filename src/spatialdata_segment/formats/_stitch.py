@@ -1,0 +1,106 @@
+"""`stitch_folders`: planes segmented one by one, each in a folder, joined into 3D cells."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import geopandas as gpd
+import numpy as np
+
+from spatialdata_segment._polygons import check_valid
+from spatialdata_segment._stack import stitch_polygons, threads
+from spatialdata_segment.core.planes import check_threshold
+from spatialdata_segment.errors import InputError, is_whole
+from spatialdata_segment.formats._folders import POLYGONS, folder_at, output_at, planes_in
+from spatialdata_segment.formats._parquet import write_parquet
+from spatialdata_segment.formats._read import read_polygons
+
+if TYPE_CHECKING:
+    import os
+
+STITCHED = "3d_polygons.parquet"
+
+
+def stitch_folders(
+    folder: str | os.PathLike[str],
+    *,
+    iou_threshold: float = 0.5,
+    num_process: int = 8,
+    output_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Join the cells of consecutive planes, each segmented in a folder of its own, into 3D cells.
+
+    The rule is that of `stitch_planes`: a cell continues the one of the plane before with which it has the highest IoU,
+    if that reaches the threshold, one to one. Consecutive are the planes in the order of their ``z_index``, whatever
+    numbers lie between.
+
+    Parameters
+    ----------
+    folder
+        Holds a folder with ``polygons.parquet`` for each plane. Its place along z, a whole number, is the ``z_index``
+        in ``configs.yml`` beside the folders, where there is one; else in each folder's ``metadata.json``.
+    iou_threshold
+        The IoU to reach, above 0 and up to 1. 0: planes keep distinct ids.
+    num_process
+        How many threads intersect polygons at once (outside of Python's lock, so that no processes are needed); 0: the
+        main one alone.
+    output_dir
+        Where to write; None: into the folder itself. It is made if need be.
+    overwrite
+        Whether to replace a ``3d_polygons.parquet``.
+
+    Returns
+    -------
+    The path of ``3d_polygons.parquet``: GeoParquet of the polygons as they were, in the order of the planes, with the
+    columns ``geometry``, ``z_index`` and ``cell_id``, the 3D cell: 1..n in order of first appearance (plane, then id).
+
+    Raises
+    ------
+    MissingError
+        No such folder, or none with polygons in it.
+    ExistsError
+        The output is there.
+    InputError
+        A ``z_index`` that is null, missing or repeated (names the folders), polygons that are not valid.
+    """
+    check_threshold(iou_threshold)
+    if not is_whole(num_process) or num_process < 0:
+        raise InputError(f"num_process={num_process!r}: expected how many threads to use, or 0 for the main one alone")
+    source = folder_at(folder)
+    target = output_at(STITCHED, source, output_dir, overwrite)
+    planes = planes_in(source)
+    frames = [_plane(path / POLYGONS) for path in planes.values()]
+    with _scheduler(num_process):
+        polygons = [(np.asarray(f.geometry, object), f.index.to_numpy()) for f in frames]
+        ids = stitch_polygons(polygons, iou_threshold)
+    columns: dict[str, Any] = {
+        "geometry": np.concatenate([shapes for shapes, _ in polygons]),
+        "z_index": np.repeat(np.array([*planes], np.int64), [len(i) for i in ids]),
+        "cell_id": np.concatenate(ids),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(
+        target,
+        gpd.GeoDataFrame(columns, geometry="geometry"),
+        metadata={"iou-threshold": iou_threshold, "planes": {path.name: z for z, path in planes.items()}},
+    )
+    return target
+
+
+def _plane(path: Path) -> gpd.GeoDataFrame:
+    frame = read_polygons(path)
+    if "z_index" in frame:
+        raise InputError(f"{path} has planes of its own (z_index): expected the polygons of one plane")
+    try:
+        check_valid(np.asarray(frame.geometry, object))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return frame
+
+
+def _scheduler(num_process: int) -> AbstractContextManager[Any]:
+    return threads(num_process) if num_process else dask.config.set(scheduler="sync")
