@@ -13,6 +13,7 @@ from spatialdata_segment._version import __version__
 if TYPE_CHECKING:
     from spatialdata_segment import pl, testing
     from spatialdata_segment._dialects import Configuration, read_configuration
+    from spatialdata_segment._images import ImageFacts, read_image
     from spatialdata_segment._label_image import label_image
     from spatialdata_segment._phases import decode, predict
     from spatialdata_segment._planes import stitch_planes
@@ -40,6 +41,7 @@ __all__ = [
     "EqualizeHistogram",
     "ExpandNuclei",
     "Function",
+    "ImageFacts",
     "Method",
     "Normalization",
     "SeededWatershed",
@@ -61,6 +63,7 @@ __all__ = [
     "predict",
     "preview",
     "read_configuration",
+    "read_image",
     "read_remote",
     "register_method",
     "register_workflow",
@@ -75,6 +78,7 @@ _HOME = {
     "EqualizeHistogram": "_preprocess",
     "ExpandNuclei": "methods.expand",
     "Function": "methods.function",
+    "ImageFacts": "_images",
     "Method": "methods.base",
     "Normalization": "methods.cellpose.normalization",
     "SeededWatershed": "methods.watershed",
@@ -94,6 +98,7 @@ _HOME = {
     "predict": "_phases",
     "preview": "_preview",
     "read_configuration": "_dialects",
+    "read_image": "_images",
     "read_remote": "_remote",
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",

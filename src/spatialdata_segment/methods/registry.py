@@ -75,6 +75,12 @@ def get_workflow(name: str) -> Workflow:
     return _workflows[_known(name, _workflows, "workflow")]
 
 
+def workflow_names() -> tuple[str, ...]:
+    """Return the names of all workflows."""
+    _load_entry_points()
+    return tuple(_workflows)
+
+
 def _known(name: str, names: Iterable[str], what: str) -> str:
     known = sorted(names)
     if name in known:
