@@ -13,6 +13,7 @@ from spatialdata_segment._version import __version__
 if TYPE_CHECKING:
     from spatialdata_segment import formats, pl, testing
     from spatialdata_segment._dialects import Configuration, read_configuration
+    from spatialdata_segment._images import ImageFacts, read_image
     from spatialdata_segment._import import add_labels, add_polygons
     from spatialdata_segment._label_image import label_image
     from spatialdata_segment._phases import decode, predict
@@ -42,6 +43,7 @@ __all__ = [
     "EqualizeHistogram",
     "ExpandNuclei",
     "Function",
+    "ImageFacts",
     "Method",
     "Normalization",
     "SeededWatershed",
@@ -66,6 +68,7 @@ __all__ = [
     "predict",
     "preview",
     "read_configuration",
+    "read_image",
     "read_remote",
     "register_method",
     "register_workflow",
@@ -81,6 +84,7 @@ _HOME = {
     "EqualizeHistogram": "_preprocess",
     "ExpandNuclei": "methods.expand",
     "Function": "methods.function",
+    "ImageFacts": "_images",
     "Method": "methods.base",
     "Normalization": "methods.cellpose.normalization",
     "SeededWatershed": "methods.watershed",
@@ -102,6 +106,7 @@ _HOME = {
     "predict": "_phases",
     "preview": "_preview",
     "read_configuration": "_dialects",
+    "read_image": "_images",
     "read_remote": "_remote",
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",

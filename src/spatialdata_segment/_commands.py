@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
 from spatialdata_segment._dry_run import dry_decode, dry_predict, dry_run
+from spatialdata_segment._infer.command import do_infer as do_infer
+from spatialdata_segment._infer.command import fill_infer as fill_infer
 from spatialdata_segment._maps import read_manifest
 from spatialdata_segment._options import add_options, given
 from spatialdata_segment._phases import decode, predict

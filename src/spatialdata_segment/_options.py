@@ -27,12 +27,15 @@ def add_options(
     function: Callable[..., Any],
     like: Callable[..., Any],
     only: Collection[str] | None = None,
+    said: Mapping[str, str] | None = None,
 ) -> None:
     """Add an option for every keyword-only parameter of a function, or for some of them.
 
-    A parameter that the docstring of ``function`` does not explain by itself is explained as in ``like``.
+    A parameter that the docstring of ``function`` does not explain by itself is explained as in ``like``; ``said``
+    goes before both.
     """
-    said = descriptions(like) | {k: t for k, t in descriptions(function).items() if not t.startswith("As for ")}
+    known = descriptions(like) | {k: t for k, t in descriptions(function).items() if not t.startswith("As for ")}
+    known |= said or {}
     for name, parameter in inspect.signature(function).parameters.items():
         if (
             parameter.kind is not parameter.KEYWORD_ONLY
@@ -40,7 +43,7 @@ def add_options(
             or (only is not None and name not in only)
         ):
             continue
-        text = said[name].replace("%", "%%").replace("None:", "Default:")
+        text = known[name].replace("%", "%%").replace("None:", "Default:")
         if parameter.annotation == "bool":
             flag, text = _TURNED[name] if parameter.default else (name, text)
             action = "store_false" if parameter.default else "store_true"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from math import ceil, log2
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,10 @@ from spatialdata_segment.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+    from xarray import DataArray
+
+_CHUNK, _COARSEST = 1024, 2048
+"""px: of the chunks of an image that is written, and of the longest side of its coarsest scale."""
 
 
 def open_store(path: str) -> SpatialData:
@@ -40,3 +46,36 @@ def open_or_make_store(path: str) -> SpatialData:
 
         sd.SpatialData().write(path)
     return open_store(path)
+
+
+def make_store(path: Path, image: DataArray, *, keep_image: bool) -> SpatialData:
+    """Write a store for the segmentation of an image, and open it.
+
+    The store appears under its name when it is complete. Without ``keep_image`` it has no image, and the object reads
+    its image from where it did.
+
+    Parameters
+    ----------
+    path
+        Where nothing is yet, or the store that an earlier call made.
+    image
+        ``(c, y, x)``, lazy. Written with a pyramid where it is large.
+    keep_image
+        Whether the image is written into the store.
+    """
+    import spatialdata as sd
+    from spatialdata.models import Image2DModel
+
+    factors = [2] * max(0, ceil(log2(max(image.shape[1:]) / _COARSEST))) if keep_image else []
+    element = Image2DModel.parse(
+        image, c_coords=image.coords["c"].values.tolist(), chunks=(1, _CHUNK, _CHUNK), scale_factors=factors or None
+    )
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        sd.SpatialData(images={"image": element} if keep_image else {}).write(temporary)
+        temporary.rename(path)
+    sdata = open_store(str(path))
+    if not keep_image:
+        sdata.images["image"] = element
+    return sdata

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _VERBS = {
     "run": "segment an image of a store, and write labels, outlines and tables into it",
+    "infer": "segment images in files, or all of a folder, and write outlines into files",
     "predict": "first phase of a run: write the dense maps of an image into a folder (the part that wants a GPU)",
     "decode": "second phase of a run: turn dense maps into labels, outlines and tables, elsewhere if need be",
     "plan": "print what a run would take: shards, memory, disk, time",

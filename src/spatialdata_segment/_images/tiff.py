@@ -1,0 +1,118 @@
+"""TIFF: tiled, striped, pyramidal, OME, ImageJ, compressed; read tile by tile, through tifffile."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import dask.array as da
+import numpy as np
+
+from spatialdata_segment._images.facts import SIDE, Axes, ImageFacts, channel_names, checked_page, said
+from spatialdata_segment._images.lazy import lazy_array
+from spatialdata_segment._images.units import size_in_tags, size_of_pixels
+from spatialdata_segment.engine.executor import cores
+from spatialdata_segment.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tifffile import TiffFile, TiffPageSeries
+
+_RGB = 2, 6
+"""Codes of photometric interpretation: RGB, YCbCr."""
+_PALETTE = 3
+SMALL = 2048 * 2048
+"""px; an image up to that may be read row by row."""
+
+
+def read_tiff(path: Path, *, page: int | None, channel_last: bool) -> tuple[da.Array, ImageFacts]:
+    """Return a plane ``(c, y, x)`` of a TIFF, lazily; of a pyramid the finest level.
+
+    Pages count through the planes of all series of the file, in the file's order.
+
+    Raises
+    ------
+    InputError
+        If it is no TIFF, or its axes are none of an image.
+    """
+    import tifffile
+
+    try:
+        tif = tifffile.TiffFile(path)
+        series = tif.series
+    except Exception as error:  # tifffile raises many kinds for what is spoilt
+        raise InputError(f"{path} cannot be read as a TIFF: {error}. Expected .tif, .tiff, .btf or .svs") from error
+    with tif:
+        if not series:
+            raise InputError(f"{path} is a TIFF without images")
+        found = [Axes.of(s.axes, s.shape, channel_last=channel_last, page=page, path=path) for s in series]
+        which, at = _chosen(found, page, path)
+        one, axes = series[which], found[which]
+        pixels, is_tiled = _lazy(path, which, one, axes)
+        plane = axes.plane(pixels, at)
+        photometric = int(one.keyframe.photometric)
+        if photometric == _PALETTE:
+            raise InputError(f"{path} holds indices into a palette of colours: save it as grey or RGB first")
+        is_rgb = photometric in _RGB and axes.n_channels in (3, 4)
+        if is_rgb:
+            plane = plane[:3]  # without an alpha channel
+        names, size = _said_by_ome(tif, which) if tif.is_ome else ((), size_in_tags(tif))
+        n_pages = axes.n_pages if page is None else sum(a.n_pages for a in found)
+        channels = channel_names(plane.shape[0], names, is_rgb=is_rgb)
+        facts = ImageFacts(path, "tiff", axes.letters, axes.shape, page, n_pages, channels, size, is_tiled)
+    return plane, facts
+
+
+def _chosen(found: Sequence[Axes], page: int | None, path: Path) -> tuple[int, int]:
+    """Return which series holds a page, and where in it."""
+    if page is None:
+        alike = [a for a in found if a.shape == found[0].shape]  # others are labels and thumbnails of a slide
+        return 0, checked_page(None, sum(a.n_pages for a in alike), "; ".join(map(said, alike[:4])), path)
+    ends = list(accumulate(a.n_pages for a in found))
+    checked_page(page, ends[-1], "; ".join(map(said, found[:4])), path)
+    which = next(k for k, end in enumerate(ends) if page < end)
+    return which, page - (ends[which] - found[which].n_pages)
+
+
+def _lazy(path: Path, which: int, series: TiffPageSeries, axes: Axes) -> tuple[da.Array, bool]:
+    """Return a series as a lazy array, and whether it is read by tiles."""
+    if series.dataoffset is not None:
+        mapped = np.memmap(path, _dtype(series), "r", series.dataoffset, series.shape)
+        every = tuple(SIDE if a in "YX" else 1 for a in axes.letters)
+        return da.from_array(mapped, chunks=axes.blocks(every), name=False, asarray=False), True
+    array = _opened(path, which)
+    y, x = axes.letters.index("Y"), axes.letters.index("X")
+    tall, wide = (array.chunks[k] == array.shape[k] for k in (y, x))
+    lazy = lazy_array(array, axes, array.chunks, path)
+    return lazy, not (tall or wide) or array.shape[y] * array.shape[x] <= SMALL
+
+
+def _dtype(series: TiffPageSeries) -> np.dtype[Any]:
+    assert series.dtype is not None
+    return series.dtype.newbyteorder(series.keyframe.parent.byteorder)
+
+
+def _opened(path: Path, which: int) -> Any:
+    """Open the finest level of a series as a zarr array, whose chunks are the tiles or strips."""
+    import tifffile
+    import zarr
+
+    # more than one worker: tiles are decoded in threads, not in zarr's own
+    store = tifffile.imread(path, aszarr=True, series=which, level=0, maxworkers=max(2, cores()))
+    return zarr.open_array(store, mode="r")
+
+
+def _said_by_ome(tif: TiffFile, which: int) -> tuple[tuple[str | None, ...], tuple[float, float] | None]:
+    """Return names of the channels and the pixel size of the OME-XML."""
+    try:
+        root = ElementTree.fromstring(tif.ome_metadata or "")
+    except ElementTree.ParseError:
+        return (), None
+    images = [e for e in root.iter() if e.tag.endswith("}Pixels") or e.tag == "Pixels"]
+    if which >= len(images):
+        return (), None
+    pixels = images[which]
+    return tuple(e.get("Name") for e in pixels if e.tag.endswith("Channel")), size_of_pixels(pixels)
