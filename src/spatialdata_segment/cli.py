@@ -57,6 +57,7 @@ _VERBS = {
     "run": "segment an image of a store, and write labels, outlines and tables into it",
     "predict": "first phase of a run: write the dense maps of an image into a folder (the part that wants a GPU)",
     "decode": "second phase of a run: turn dense maps into labels, outlines and tables, elsewhere if need be",
+    "report": "write a report of a result: one HTML file with pictures, numbers and how they came about",
     "plan": "print what a run would take: shards, memory, disk, time",
 }
 

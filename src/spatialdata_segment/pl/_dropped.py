@@ -43,8 +43,11 @@ def reason_color(reason: str) -> str:
     return REASON_COLORS.get(reason, "#ffffff")
 
 
-def draw_dropped(ax: Axes, rows: pd.DataFrame, linewidth: float) -> None:
-    """Draw the boxes of candidates, or points where they would be too small, a collection a reason."""
+def draw_dropped(ax: Axes, rows: pd.DataFrame, linewidth: float = 0.8, points: float | None = None) -> None:
+    """Draw the boxes of candidates, a collection a reason; points where the boxes would be too small.
+
+    ``points``: points in any case, of this area in square points.
+    """
     from matplotlib.collections import LineCollection
 
     (left, right), width = sorted(ax.get_xlim()), ax.get_window_extent().width * 72 / ax.get_figure(root=True).dpi  # type: ignore[union-attr]
@@ -54,9 +57,17 @@ def draw_dropped(ax: Axes, rows: pd.DataFrame, linewidth: float) -> None:
         name = f"{reason.replace('_', ' ')} ({len(of):,})"
         corners = boxes(of)
         side = float(np.median(corners[:, 2, :] - corners[:, 0, :])) if len(corners) else 0.0
-        if side * width / max(right - left, 1) < _LEAST:
+        if points is not None or side * width / max(right - left, 1) < _LEAST:
             middle = corners[:, [0, 2]].mean(axis=1)
-            ax.scatter(middle[:, 0], middle[:, 1], s=5, color=reason_color(reason), label=name, linewidths=0, zorder=3)
+            ax.scatter(
+                middle[:, 0],
+                middle[:, 1],
+                s=points or 5,
+                color=reason_color(reason),
+                label=name,
+                linewidths=0,
+                zorder=3,
+            )
             continue
         ax.add_collection(
             LineCollection(
