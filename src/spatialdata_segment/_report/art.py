@@ -85,8 +85,9 @@ def crop_svg(pixels: Pixels, result: Result, ends: Sequence[tuple[float, float]]
     for mask, (labels, start) in pixels.labels.items():
         parts.append(f'<g class="o-{mask}" stroke="{COLORS[mask]}">')
         outlines = trace(labels, start)
-        for i, shape in zip(outlines.ids, outlines.geometry, strict=True):
-            chosen = ' class="target"' if (mask, int(i)) == pixels.crop.target else ""
+        drawn = zip(outlines.ids.tolist(), outlines.geometry, strict=True)
+        for i, shape in sorted(drawn, key=lambda o: (mask, o[0]) == pixels.crop.target):  # that one above the others
+            chosen = ' class="target"' if (mask, i) == pixels.crop.target else ""
             parts.append(f'<path{chosen} d="{_path(shape)}"><title>{mask} {i}</title></path>')
         parts.append("</g>")
     rows = among(result.candidates, (left, right, top, bottom), pixels.crop.z)
@@ -123,7 +124,7 @@ def chart_svg(draw: Callable[..., Any], text: str, prefix: str, size: tuple[floa
     from matplotlib.figure import Figure
 
     ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    settings: dict[str, Any] = dict.fromkeys(ink, _INK) | {
+    settings: Any = dict.fromkeys(ink, _INK) | {
         "svg.fonttype": "none",
         "svg.hashsalt": prefix,
         "font.family": "sans-serif",
@@ -170,26 +171,31 @@ def figure_jpeg(draw: Callable[..., Any], text: str, shape: tuple[int, int], sid
     dpi = 100
     with mpl.rc_context({"font.size": 16}):
         figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="black")
-        canvas = FigureCanvasAgg(figure)
+        FigureCanvasAgg(figure)
         ax = figure.add_axes((0, 0, 1, 1))
         draw(ax=ax)
         if (legend := ax.get_legend()) is not None:
             legend.remove()
         ax.set_axis_off()
         ax.set_aspect("auto")
-        canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    return f'<img src="{jpeg(pixels, 82)}" width="{width}" height="{height}" alt="{escape(text)}">'
+        out = BytesIO()
+        figure.savefig(out, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82, "optimize": True})
+    return f'<img src="{_uri(out)}" width="{width}" height="{height}" alt="{escape(text)}">'
 
 
-def jpeg(picture: NDArray[Any], quality: int = 88) -> str:
-    """Return RGB, 0..1 or uint8, as a data URI."""
+def jpeg(picture: NDArray[np.float32]) -> str:
+    """Return RGB, 0..1, as a data URI."""
     from PIL import Image
 
-    pixels = picture if picture.dtype == np.uint8 else np.round(picture * 255).astype(np.uint8)
     out = BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "JPEG", quality=quality, optimize=True, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(
+        out, "JPEG", quality=88, optimize=True, subsampling=0
+    )
+    return _uri(out)
+
+
+def _uri(file: BytesIO) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _path(shape: Any) -> str:

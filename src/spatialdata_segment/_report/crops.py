@@ -64,7 +64,8 @@ def random_crops(result: Result, n: int, side: int, rng: np.random.Generator) ->
     """Return crops around kept objects drawn at random, that do not lie over each other."""
     rows = _kept(result.candidates_of(result.main))
     order = rng.permutation(len(rows))[: 20 * n]
-    found = ((rows.iloc[i], "drawn at random", f"around cell {int(rows['cell_id'].iloc[i])}") for i in order)
+    at_random = "drawn at random"
+    found = ((rows.iloc[i], at_random, f"around {result.main} {int(rows['cell_id'].iloc[i])}") for i in order)
     return _apart(result, found, n, side, [])
 
 
@@ -133,7 +134,7 @@ def _apart(
             break
         box, z = _around(result, row, side)
         if all(other.z != z or other.box.intersect(box).size * 2 < box.size for other in (*taken, *found)):
-            target = (str(row["kind"]), int(row["cell_id"])) if "kind" in row else None
+            target = (str(row["kind"]), int(row["cell_id"])) if "kind" in row and row["is_kept"] else None
             found.append(Crop(box, z, why, what, target))
     return found
 

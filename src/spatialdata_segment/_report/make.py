@@ -89,8 +89,8 @@ def report(
     shown = result.image_key(image_key)
     picture = None if shown is None else find_image(sdata, shown, result.shape)
     draft = Draft(result, picture, channels, np.random.default_rng(rng))
-    store = "an object in memory" if sdata.path is None else Path(sdata.path).name
-    heading = title or f"{key}: the cells of {shown or result.metadata.get('image', 'labels')}, {store}"
+    store = "In memory" if sdata.path is None else Path(sdata.path).name
+    heading = title or f"{store}: {key} of {shown or result.metadata.get('image', 'labels')}"
     html = page(heading, draft.subtitle(), draft.sections(int(n_crops), crop_size))
     draft_path = path.with_name(f".{path.name}.{os.getpid()}")
     draft_path.write_text(html, encoding="utf-8")

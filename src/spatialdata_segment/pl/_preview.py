@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialdata_segment._elements import read_image
 from spatialdata_segment._preview import previews
-from spatialdata_segment._results import find_result
-from spatialdata_segment.errors import InputError
+from spatialdata_segment._results import find_image, find_result
+from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.pl._charts import fate_counts, masks_of
 from spatialdata_segment.pl._overlay import overlay
 
@@ -112,10 +113,20 @@ def places_of(picture: Picture, n: int, size: int) -> list[tuple[float, float]]:
     parts = [(r, c) for r in rows for c in columns if len(r) and len(c)]
     order = np.argsort([-seen[np.ix_(r, c)].mean() for r, c in parts], kind="stable")
     chosen = np.unique(np.round(np.linspace(0, 0.75 * (len(order) - 1), min(n, len(order)))).astype(int))
-    middles = [
-        tuple((p[0] + p[-1] + 1) / 2 * step * f for p, f in zip(parts[order[i]], factor, strict=True)) for i in chosen
-    ]
-    return [(x, y) for y, x in middles]
+    middles = [[(int(p[0]) + int(p[-1]) + 1) / 2 * step for p in parts[order[i]]] for i in chosen]
+    return [(x * factor[1], y * factor[0]) for y, x in middles]
+
+
+def _places(
+    sdata: SpatialData, image_key: str, scale: str, centers: Sequence[Sequence[float]] | int, size: int
+) -> list[tuple[float, ...]]:
+    """Return the centres given, or as many as are asked for."""
+    if isinstance(centers, Sequence) or not is_whole(centers):
+        return [tuple(float(v) for v in center) for center in centers]
+    if centers < 1:
+        raise InputError(f"centers={centers}, expected at least 1, or a list of (x, y)")
+    shape = read_image(sdata, image_key, scale).data.shape[1:]
+    return [*places_of(find_image(sdata, image_key, shape), int(centers), size)]
 
 
 def _counts(crop: SpatialData, key: str) -> str:
