@@ -64,9 +64,15 @@ def read_crop(crop: Crop, result: Result, picture: Picture | None, channels: Seq
 
 
 def contrast(crops: Sequence[Pixels]) -> list[tuple[float, float]]:
-    """Return what is drawn black and what full of each channel: one scale for all crops, so that they compare."""
+    """Return what is drawn black and what full of each channel in all crops together."""
     shown = [c.planes for c in crops if c.planes]
     return [limits([planes[i] for planes in shown], QUANTILES) for i in range(len(shown[0]))] if shown else []
+
+
+def _stretched(plane: NDArray[Any], ends: tuple[float, float]) -> tuple[float, float]:
+    """Return what is drawn black and full in one crop: its own quantiles, but stretched four times more at most."""
+    low, high = limits([plane], QUANTILES)
+    return low, max(high, low + (ends[1] - ends[0]) / 4)
 
 
 def crop_svg(pixels: Pixels, result: Result, ends: Sequence[tuple[float, float]], text: str) -> str:
@@ -77,7 +83,8 @@ def crop_svg(pixels: Pixels, result: Result, ends: Sequence[tuple[float, float]]
     box = pixels.crop.box
     (top, left), (bottom, right) = box.start, box.stop
     height, width = box.shape
-    picture = blend(pixels.planes, ends) if pixels.planes else np.zeros((height, width, 3), np.float32)
+    own = [_stretched(p, e) for p, e in zip(pixels.planes, ends, strict=True)]
+    picture = blend(pixels.planes, own) if own else np.zeros((height, width, 3), np.float32)
     parts = [
         f'<svg class="crop" viewBox="{left} {top} {width} {height}" role="img" aria-label="{escape(text)}">',
         f'<image x="{left}" y="{top}" width="{width}" height="{height}" href="{jpeg(picture)}"/>',

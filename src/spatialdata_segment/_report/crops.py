@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spatialdata_segment._report.facts import dropped_rows, spoken
 from spatialdata_segment.core.boxes import Box
-from spatialdata_segment.pl._charts import masks_of
+from spatialdata_segment.pl._numbers import masks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import pandas as pd
 
@@ -66,11 +66,11 @@ def random_crops(result: Result, n: int, side: int, rng: np.random.Generator) ->
     order = rng.permutation(len(rows))[: 20 * n]
     at_random = "drawn at random"
     found = ((rows.iloc[i], at_random, f"around {result.main} {int(rows['cell_id'].iloc[i])}") for i in order)
-    return _apart(result, found, n, side, [])
+    return [replace(crop, target=None) for crop in _apart(result, found, n, side, [])]
 
 
-def worst_crops(result: Result, n: int, side: int, taken: list[Crop]) -> list[Crop]:
-    """Return the worst places: ``n`` of each criterion, those apart that hold each other's middle or one of ``taken``.
+def worst_crops(result: Result, n: int, side: int) -> list[Crop]:
+    """Return the worst places: of each criterion at most ``n``, of which but the first lie apart from all others.
 
     Where most candidates were dropped; the kept nuclei with the least share in their cells; the largest and the
     smallest kept objects. A criterion by which all are alike is left out. Ties fall to the first in the table.
@@ -82,7 +82,7 @@ def worst_crops(result: Result, n: int, side: int, taken: list[Crop]) -> list[Cr
         _extreme(result, True),
         _extreme(result, False),
     ):
-        found += _apart(result, places, n, side, [*taken, *found])
+        found += _apart(result, places, n, side, found)
     return found
 
 
@@ -125,18 +125,20 @@ def _extreme(result: Result, largest: bool) -> Iterator[tuple[pd.Series, str, st
 
 
 def _apart(
-    result: Result, places: Iterable[tuple[pd.Series, str, str]], n: int, side: int, taken: list[Crop]
+    result: Result, places: Iterable[tuple[pd.Series, str, str]], n: int, side: int, taken: Sequence[Crop]
 ) -> list[Crop]:
-    """Return the first crops around places that share less than half of their pixels with others."""
+    """Return the first crops around places that share less than half of their pixels with others; one in any case."""
     found: list[Crop] = []
+    first: list[Crop] = []
     for tried, (row, why, what) in enumerate(places):
-        if len(found) == n or tried == _AHEAD * max(n, 1):
+        if len(found) == n or tried == _AHEAD * n:
             break
         box, z = _around(result, row, side)
+        crop = Crop(box, z, why, what, (str(row["kind"]), int(row["cell_id"])) if "kind" in row else None)
+        first = first or [crop]
         if all(other.z != z or other.box.intersect(box).size * 2 < box.size for other in (*taken, *found)):
-            target = (str(row["kind"]), int(row["cell_id"])) if "kind" in row and row["is_kept"] else None
-            found.append(Crop(box, z, why, what, target))
-    return found
+            found.append(crop)
+    return found or first
 
 
 def _around(result: Result, row: pd.Series, side: int) -> tuple[Box, int | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment.pl._charts import area_unit, fate_counts, intensity_quantiles, masks_of
+from spatialdata_segment.pl._numbers import area_unit, fate_counts, intensity_quantiles, masks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,7 +138,8 @@ def remarks(facts: Mapping[str, MaskFacts], result: Result, seam: SeamProfile | 
     if seam is not None and seam.deviation > _SEAM:
         said.append(
             f"Borders between labels are more frequent at the seams ({seam.at_seam:.2%}) than beside them "
-            f"({seam.beside:.2%}): the method may not keep its contract there."
+            f"({seam.beside:.2%}): the method does not keep its contract there, or the image has borders of its own at "
+            "these places, as a mosaic of tiles has."
         )
     if result.record is None:
         said.append("The record of the run is not known, so times, shards and seams are missing here.")

@@ -13,8 +13,9 @@ from spatialdata_segment import pl
 from spatialdata_segment._evidence import crosses, seam_profile
 from spatialdata_segment._report import art, facts, page
 from spatialdata_segment._report.crops import crop_side, random_crops, worst_crops
-from spatialdata_segment.pl._charts import masks_of
-from spatialdata_segment.pl._dropped import among, draw_dropped, reason_color
+from spatialdata_segment._report.whole import SIDE, Whole
+from spatialdata_segment.pl._dropped import reason_color
+from spatialdata_segment.pl._numbers import masks_of
 from spatialdata_segment.pl._shards import plan_of
 
 if TYPE_CHECKING:
@@ -24,12 +25,8 @@ if TYPE_CHECKING:
     from spatialdata_segment._report.crops import Crop
     from spatialdata_segment._results import Picture, Result
 
-_OVERVIEW = 1400
-"""Pixels of the longer side of a picture of the whole image."""
 _SMALL = 1050
-"""The same of those beside a chart."""
-_OUTLINED = 7.0
-"""Pixels of the median object's diameter in it below which outlines would hide the image."""
+"""Pixels of the longer side of pictures of the whole image beside a chart."""
 _WINDOWS = 64
 
 
@@ -50,6 +47,7 @@ class Draft:
         self.result, self.picture, self.rng = result, picture, rng
         self.masks = masks_of(result)
         self.channels = () if picture is None else picture.indices(channels, result)
+        self.whole = Whole(result, picture, self.channels)
         self.facts = facts.mask_facts(result)
         self.deep = len(result.shape) == 3
         self.plan = result.record["plan"].get(result.main) if result.record is not None else None
@@ -72,7 +70,7 @@ class Draft:
         """Return id, heading and HTML of every section."""
         side = side or crop_side(self.result)
         chosen = random_crops(self.result, n_crops, side, self.rng)
-        worst = worst_crops(self.result, max(1, n_crops // 3), side, chosen)
+        worst = worst_crops(self.result, max(1, n_crops // 3), side)
         return [
             ("summary", "Summary", self._summary()),
             ("overview", "The whole image", self._overview()),
@@ -89,10 +87,10 @@ class Draft:
         numbers = []
         for mask, of in self.facts.items():
             numbers += [(f"{of.kept:,}", f"{facts.PLURAL[mask]} kept of {of.candidates:,} found")]
-        of = self.facts[self.result.main] if self.result.main in self.facts else next(iter(self.facts.values()))
+        of = self.facts[self.masks[-1]]
         if of.kept:
             numbers += [(f"{of.areas[2]:,.4g} {of.unit}", f"median {'volume' if self.deep else 'area'}")]
-        numbers += [(f"{of.covered:.1%}", "of the image in them")]
+        numbers += [(f"{of.covered:.1%}", f"of the image in {facts.PLURAL[self.masks[-1]]}")]
         record = self.result.record
         if record is not None:
             numbers += [(_duration(record["seconds"]), "to segment")]
@@ -103,13 +101,12 @@ class Draft:
         return page.tiles(numbers) + look
 
     def _overview(self) -> str:
-        height, width = self._extent()
         told = ", ".join(f"{of.kept:,} {facts.PLURAL[m]}" for m, of in self.facts.items())
-        outlined = self._diameter() * _OVERVIEW / max(height, width) >= _OUTLINED
+        outlined = self.whole.is_outlined
         lines = " with the outlines of what was kept" if outlined else ", without outlines, which would hide it"
         text = f"The whole image{lines}: {told}"
-        image = art.figure_jpeg(partial(self._draw, outlined=outlined), text, (height, width), _OVERVIEW)
-        plane = f" Plane {self.result.shape[0] // 2} of {self.result.shape[0]}." if self.deep else ""
+        image = art.figure_jpeg(partial(self.whole.draw, outlined=outlined), text, self.whole.shape, SIDE)
+        plane = f" Plane {self.whole.z} of {self.result.shape[0]}." if self.deep else ""
         density = partial(pl.density, self.result.sdata, key=self.result.key)
         chart = art.chart_svg(density, "Map of the density of the kept cells", "density", (6, 5))
         return (
@@ -160,11 +157,9 @@ class Draft:
         )
         total = sum(of.candidates - of.kept for of in self.facts.values())
         text = f"Where the {total:,} dropped candidates lie, coloured by the reason"
-        draw = partial(self._draw, outlined=False, dropped=True)
-        image = art.figure_jpeg(draw, text, self._extent(), _OVERVIEW * 3 // 4)
-        pictures = page.figure(image, text, f"{text}.") + page.figure(
-            chart, "fates", "What became of the candidates.", zooms=False
-        )
+        image = art.figure_jpeg(self.whole.draw_dropped, text, self.whole.shape, _SMALL)
+        pictures = page.figure(image, text, f"{text}.")
+        pictures += page.figure(chart, "", "What became of the candidates.", zooms=False)
         return f'{html}<div class="pair">{pictures}</div>'
 
     def _distributions(self) -> str:
@@ -216,8 +211,7 @@ class Draft:
         pictures = []
         if self.plan is not None and int(np.prod(self.plan["grid"])) > 1:
             text = "The shard plan over the image, and the objects that cross borders of cores"
-            draw = partial(pl.shards, self.result.sdata, self._image(), key=self.result.key)
-            image = art.figure_jpeg(draw, text, self._extent(), _SMALL)
+            image = art.figure_jpeg(self.whole.draw_shards, text, self.whole.shape, _SMALL)
             caption = (
                 f"{text}. White: borders of cores. Dashed: what one core reads. Orange: cores that looked again, "
                 "farther. Red: cores with objects on which neighbours disagreed. Points: kept objects over a border."
@@ -285,39 +279,8 @@ class Draft:
         draw = np.random.default_rng(self._seam_seed)
         return seam_profile(self.result.labels[mask].arrays[0], plan["chunks"], _WINDOWS, draw)
 
-    def _draw(self, *, ax: Any, outlined: bool, dropped: bool = False) -> None:
-        """Draw the whole image, coarsely."""
-        z = self.result.shape[0] // 2 if self.deep else None
-        labels: Any = self.result.labels if outlined or self.picture is None else None
-        image: Any = self.picture.levels if self.picture is not None else self._blank()
-        pl.overlay(
-            image, labels, z=z, channels=self.channels or None, pixel_size=self.result.pixel_size, ax=ax, legend=False
-        )
-        if dropped:
-            height, width = self.result.shape[-2:]
-            draw_dropped(ax, among(self.result.candidates, (0, width, 0, height), None), 1.0)
-        ax.set_aspect("auto")
-
-    def _blank(self) -> Any:
-        import dask.array as da
-
-        return da.zeros(
-            self.result.shape, chunks=next(iter(self.result.labels.values())).arrays[0].chunks, dtype=np.uint8
-        )
-
-    def _image(self) -> str | None:
-        return None if self.picture is None else self.picture.key
-
     def _chart(self, draw: Any) -> Any:
         return partial(draw, self.result.sdata, key=self.result.key)
-
-    def _extent(self) -> tuple[int, int]:
-        return self.result.shape[-2], self.result.shape[-1]
-
-    def _diameter(self) -> float:
-        rows = self.result.candidates_of(self.result.main)
-        across = (rows["bbox_x_max"] - rows["bbox_x_min"]).to_numpy(float)[rows["is_kept"].to_numpy(bool)]
-        return float(np.median(across)) if len(across) else 0.0
 
 
 _PLAN = "", "shards", "grid", "core (px)", "halo (px)"

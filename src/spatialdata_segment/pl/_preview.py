@@ -11,7 +11,7 @@ from spatialdata_segment._elements import read_image
 from spatialdata_segment._preview import previews
 from spatialdata_segment._results import find_image, find_result
 from spatialdata_segment.errors import InputError, is_whole
-from spatialdata_segment.pl._charts import fate_counts, masks_of
+from spatialdata_segment.pl._numbers import fate_counts, masks_of
 from spatialdata_segment.pl._overlay import overlay
 
 if TYPE_CHECKING:
@@ -119,14 +119,17 @@ def places_of(picture: Picture, n: int, size: int) -> list[tuple[float, float]]:
 
 def _places(
     sdata: SpatialData, image_key: str, scale: str, centers: Sequence[Sequence[float]] | int, size: int
-) -> list[tuple[float, ...]]:
+) -> list[tuple[float, float]]:
     """Return the centres given, or as many as are asked for."""
-    if isinstance(centers, Sequence) or not is_whole(centers):
-        return [tuple(float(v) for v in center) for center in centers]
+    if not is_whole(centers):
+        given = np.asarray(centers, np.float64)
+        if given.ndim != 2 or given.shape[1] != 2 or not len(given):
+            raise InputError(f"centers={centers!r}, expected how many, or a list of (x, y)")
+        return [(float(x), float(y)) for x, y in given]
     if centers < 1:
         raise InputError(f"centers={centers}, expected at least 1, or a list of (x, y)")
     shape = read_image(sdata, image_key, scale).data.shape[1:]
-    return [*places_of(find_image(sdata, image_key, shape), int(centers), size)]
+    return places_of(find_image(sdata, image_key, shape), centers, size)
 
 
 def _counts(crop: SpatialData, key: str) -> str:

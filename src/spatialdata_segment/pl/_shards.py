@@ -67,13 +67,7 @@ def shards(
         )
         overlay(picture.levels, z=z, channels=picture.indices(None, result), pixel_size=result.pixel_size, ax=ax)
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", facecolor="#101010", xlabel="x (px)", ylabel="y (px)")
-    _draw_cores(ax, plan, places)
-    rows = result.candidates_of(mask)
-    rows = rows[rows["is_kept"].to_numpy(bool)]
-    over = rows[crosses(rows, plan["chunks"])]
-    step = max(1, -(-len(over) // _MOST_POINTS))
-    x, y = (over[f"centroid_{a}"].to_numpy()[::step] for a in "xy")
-    ax.scatter(x, y, s=7, color=COLORS.get(mask, "white"), linewidths=0, label=f"{len(over):,} objects over a border")
+    draw_shards(ax, result, mask, plan, places)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize="small", frameon=False)
     return ax
 
@@ -147,6 +141,21 @@ def plan_of(result: Result, mask: str | None) -> tuple[str, dict[str, Any], dict
         for what, at in of.items() if mask in (None, name) else ():
             places.setdefault(what, {}).update(at)
     return chosen, plans[chosen], places
+
+
+def draw_shards(
+    ax: Axes, result: Result, mask: str, plan: dict[str, Any], places: dict[str, dict[str, int]], size: float = 7
+) -> None:
+    """Draw what :func:`shards` draws above the image; ``size`` of the points, in square points."""
+    _draw_cores(ax, plan, places)
+    rows = result.candidates_of(mask)
+    rows = rows[rows["is_kept"].to_numpy(bool)]
+    over = rows[crosses(rows, plan["chunks"])]
+    step = max(1, -(-len(over) // _MOST_POINTS))
+    x, y = (over[f"centroid_{a}"].to_numpy()[::step] for a in "xy")
+    ax.scatter(
+        x, y, s=size, color=COLORS.get(mask, "white"), linewidths=0, label=f"{len(over):,} objects over a border"
+    )
 
 
 def _draw_cores(ax: Axes, plan: dict[str, Any], places: dict[str, dict[str, int]]) -> None:
