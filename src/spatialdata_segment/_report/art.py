@@ -141,13 +141,14 @@ def chart_svg(draw: Callable[..., Any], text: str, prefix: str, size: tuple[floa
         "axes.spines.right": False,
     }
     with mpl.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
         draw(ax=figure.add_subplot())
         out = BytesIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        nothing: Any = {"Date": None, "Creator": None}
+        figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
     svg = out.getvalue().decode()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace(_INK, "currentColor")
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -186,7 +187,7 @@ def figure_jpeg(draw: Callable[..., Any], text: str, shape: tuple[int, int], sid
         ax.set_axis_off()
         ax.set_aspect("auto")
         out = BytesIO()
-        figure.savefig(out, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82, "optimize": True})
+        figure.savefig(out, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82, "optimize": True, "subsampling": 0})
     return f'<img src="{_uri(out)}" width="{width}" height="{height}" alt="{escape(text)}">'
 
 

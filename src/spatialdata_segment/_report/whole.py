@@ -70,7 +70,7 @@ class Whole:
             extent=(left, right, top, bottom),
             names=("x", "y"),
             aspect=1.0,
-            linewidth=0.8,
+            linewidth=1.1,
         )
         if self.result.pixel_size is not None:
             scale_bar(ax, self.result.pixel_size[-1], right - left)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from spatialdata_segment._results import Result
 
-_CELLS_A_BIN = 20
+_CELLS_A_BIN = 10
 _MOST_BINS = 160
 
 
