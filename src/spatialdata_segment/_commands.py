@@ -124,10 +124,10 @@ def do_run(args: argparse.Namespace) -> None:
     else:
         with _workers(args, config, None) as client:
             failed = each(targets, lambda target: _run_one(args, target), client)
-    for target in targets:
-        if target.store not in failed:
-            _tell(args, target.store, target.sdata)
-            _offer_report(args, target)
+    done = [target for target in targets if target.store not in failed]
+    for target in done:
+        _tell(args, target.store, target.sdata)
+    _offer_report(args, done)
     raise_failed(unread | failed, len(targets) + len(unread))
 
 
@@ -204,16 +204,17 @@ def _check_report(args: argparse.Namespace, targets: Sequence[Target], unread: M
         raise InputError(f"the folder {args.report.parent} of --report is not there: make it first")
 
 
-def _offer_report(args: argparse.Namespace, target: Target) -> None:
-    """Write the report that is asked for, or say how to get one."""
-    key_added = getattr(args, "key_added", "segmentation")
+def _offer_report(args: argparse.Namespace, done: Sequence[Target]) -> None:
+    """Write the report that is asked for, or say how to get one, of several images that of the first."""
+    if not done or getattr(args, "table", True) is False:
+        return
+    target, key_added = done[0], getattr(args, "key_added", "segmentation")
+    key = target.prefix(next(iter(target.flows)), key_added)
     if args.report is not None:
-        print(report(target.sdata, args.report, key=key_added))
-    elif getattr(args, "table", True):
-        for image in target.flows:
-            key = target.prefix(image, key_added)
-            more = "" if key == "segmentation" else f" --key {shlex.quote(key)}"
-            print(f"to look at it: spatialdata-segment report {shlex.quote(target.store)}{more}")
+        print(report(target.sdata, args.report, key=key))
+        return
+    more = "" if key == "segmentation" else f" --key {shlex.quote(key)}"
+    print(f"to look at it: spatialdata-segment report {shlex.quote(target.store)}{more}")
 
 
 def do_predict(args: argparse.Namespace) -> None:
