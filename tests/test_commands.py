@@ -131,7 +131,9 @@ def test_several_images_and_folders(image, tmp_path, capsys):
     told = capsys.readouterr()
     assert "1 of 3 stores failed" in told.err
     assert "no image 'two'" in told.err
-    assert [line.split(":")[0] for line in told.out.splitlines()] == [str(folder / f"{n}.zarr") for n in "ab"]
+    *lines, last = told.out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(folder / f"{n}.zarr") for n in "ab"]
+    assert last.endswith(f"report {folder / 'a.zarr'} --key one_segmentation")
     for name in "ab":
         found = sd.read_zarr(folder / f"{name}.zarr")
         assert {"one_segmentation_nucleus_labels", "two_segmentation_cell_labels"} < set(found.labels)

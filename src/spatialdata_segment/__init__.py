@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._preview import plan, preview
     from spatialdata_segment._raster import polygons_to_labels
     from spatialdata_segment._remote import read_remote
+    from spatialdata_segment._report.make import report
     from spatialdata_segment._saved import saved_configuration
     from spatialdata_segment._segment import segment
     from spatialdata_segment._verbs import filter_labels, match_nuclei
@@ -72,6 +73,7 @@ __all__ = [
     "read_remote",
     "register_method",
     "register_workflow",
+    "report",
     "saved_configuration",
     "segment",
     "stitch_planes",
@@ -111,6 +113,7 @@ _HOME = {
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",
     "saved_configuration": "_saved",
+    "report": "_report.make",
     "segment": "_segment",
     "stitch_planes": "_planes",
 }

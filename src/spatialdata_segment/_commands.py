@@ -1,7 +1,8 @@
-"""The commands ``run``, ``predict``, ``decode``, ``plan`` and ``cluster``: from arguments to calls."""
+"""The commands ``run``, ``predict``, ``decode``, ``plan``, ``report`` and ``cluster``: from arguments to calls."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import sys
@@ -19,6 +20,7 @@ from spatialdata_segment._maps import read_manifest
 from spatialdata_segment._options import add_options, given
 from spatialdata_segment._phases import decode, predict
 from spatialdata_segment._preview import PLANNED, plan
+from spatialdata_segment._report.make import report
 from spatialdata_segment._segment import DOT, segment
 from spatialdata_segment._stores import open_or_make_store, open_store
 from spatialdata_segment._table import read_metadata
@@ -35,7 +37,7 @@ from spatialdata_segment.formats._commands import fill_stitch as fill_stitch
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from spatialdata import SpatialData
 
@@ -49,7 +51,19 @@ def fill_run(parser: argparse.ArgumentParser) -> None:
     _add_stores(parser)
     _add_dry_run(parser)
     add_options(parser, segment, segment)
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a report of the result, an HTML file, as well"
+    )
     _add_cluster(parser)
+
+
+def fill_report(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``report``."""
+    parser.add_argument("store", metavar="STORE", help="SpatialData store with a result, such as tissue.zarr")
+    parser.add_argument("--image", metavar="KEY", help="image to draw (default: the one that was segmented)")
+    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("report.html"), help="default: %(default)s")
+    add_options(parser, report, report, only=("key", "channels", "n_crops", "crop_size", "title"))
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which crops are drawn (default: %(default)s)")
 
 
 def fill_predict(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +136,7 @@ def do_run(args: argparse.Namespace) -> None:
     if _wrote_script(args, config):
         return
     targets, unread = find_targets(args)
+    _check_report(args, targets, unread)
     if args.dry_run:
         failed = dry_run(args, targets, two_phases=config is not None and config.two_phases)
         _raise_failed(args, unread | failed, len(targets) + len(unread))
@@ -131,9 +146,10 @@ def do_run(args: argparse.Namespace) -> None:
     else:
         with _workers(args, config, None) as client:
             failed = each(targets, lambda target: _run_one(args, target), client)
-    for target in targets:
-        if target.store not in failed:
-            _tell(args, target.store, target.sdata)
+    done = [target for target in targets if target.store not in failed]
+    for target in done:
+        _tell(args, target.store, target.sdata)
+    _offer_report(args, done)
     _raise_failed(args, unread | failed, len(targets) + len(unread))
 
 
@@ -190,6 +206,37 @@ def _run_in_two(
             with _workers(args, config, phase) as client:
                 failed |= each(left, work, client)
     return failed
+
+
+def do_report(args: argparse.Namespace) -> None:
+    """Write a report of a result."""
+    print(report(open_store(args.store), args.output, image_key=args.image, rng=args.seed, **given(report, args)))
+
+
+def _check_report(args: argparse.Namespace, targets: Sequence[Target], unread: Mapping[str, Exception]) -> None:
+    """Raise where the report that is asked for cannot be written, before anything runs."""
+    if args.report is None:
+        return
+    several = len(targets) + len(unread) > 1 or any(len(target.flows) > 1 for target in targets)
+    if several:
+        raise InputError(f"--report {args.report} of several images: leave it out, and call `report` for each of them")
+    if getattr(args, "table", True) is False:
+        raise InputError(f"--report {args.report} with --no-table: a report is made of the tables, leave one out")
+    if not args.report.parent.is_dir():
+        raise InputError(f"the folder {args.report.parent} of --report is not there: make it first")
+
+
+def _offer_report(args: argparse.Namespace, done: Sequence[Target]) -> None:
+    """Write the report that is asked for, or say how to get one, of several images that of the first."""
+    if not done or getattr(args, "table", True) is False:
+        return
+    target, key_added = done[0], getattr(args, "key_added", "segmentation")
+    key = target.prefix(next(iter(target.flows)), key_added)
+    if args.report is not None:
+        print(report(target.sdata, args.report, key=key))
+        return
+    more = "" if key == "segmentation" else f" --key {shlex.quote(key)}"
+    print(f"to look at it: spatialdata-segment report {shlex.quote(target.store)}{more}")
 
 
 def do_predict(args: argparse.Namespace) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
+from spatialdata_segment._record import peak_memory
 from spatialdata_segment.config import SizeFilter, Workflow, as_workflow
 from spatialdata_segment.errors import ExistsError, InputError, MissingError
 from spatialdata_segment.methods.expand import ExpandNuclei
@@ -222,16 +221,6 @@ def read_picture(path: Path) -> NDArray[Any]:
     if min(pixels.shape[1:]) < MIN_SIDE:
         raise InputError(f"{path} has {pixels.shape[1:]} px: expected at least {MIN_SIDE} along each side")
     return np.ascontiguousarray(pixels.astype(np.uint8) if pixels.dtype == bool else pixels)
-
-
-def peak_memory() -> int:
-    """Return the bytes that this process held at most."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _check_free(output: Path, overwrite: bool) -> None:

@@ -227,20 +227,39 @@ def preview(
     InputError
         If the crop misses the image.
     """
+    return previews(
+        sdata, image_key, workflow, [center], size=size, scale=scale, n_jobs=n_jobs, progress=progress, options=options
+    )[0]
+
+
+def previews(
+    sdata: SpatialData,
+    image_key: str,
+    workflow: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any],
+    centers: Sequence[Sequence[float] | None],
+    *,
+    size: int,
+    scale: str,
+    n_jobs: int | Mapping[str, int] | None,
+    progress: bool,
+    options: Mapping[str, Any],
+) -> list[SpatialData]:
+    """Return the crops around ``centers``, segmented; what `preview` estimates of the image is estimated once."""
     ref = _elements.read_image(sdata, image_key, scale)
     shape = tuple(int(n) for n in ref.data.shape[1:])
     flow = as_workflow(workflow)
     executor = Executor(n_jobs)
-    crop = _elements.crop_image(ref, _crop(shape, size, center))
+    crops = [_elements.crop_image(ref, _crop(shape, size, center)) for center in centers]
     if refused := {"roi_key", "bounding_box"} & options.keys():
         raise InputError(f"preview takes no {sorted(refused)[0]}: place the crop with size= and center=")
     settings = _planned(options)
     with progress_bars(progress):
         whole = resolve(sdata, image_key, flow, executor=executor, **(settings | {"scale": scale}))
         measured = {m: _estimate(whole, m, method, executor) for m, method in whole.methods.items()}
-        request = resolve(crop, image_key, flow, executor=executor, **settings)
-        execute(crop, request, executor, measured=measured)
-    return crop
+        for crop in crops:
+            request = resolve(crop, image_key, flow, executor=executor, **settings)
+            execute(crop, request, executor, measured=measured)
+    return crops
 
 
 def _planned(options: Mapping[str, Any]) -> dict[str, Any]:

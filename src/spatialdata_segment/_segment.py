@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import platform
 import shutil
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -18,13 +15,14 @@ from spatialdata_segment import _elements
 from spatialdata_segment._many import naming, run_each, workflows
 from spatialdata_segment._maps import check_maps, opened, with_maps
 from spatialdata_segment._prepare import Prepared, at_hand, prepare, run_masks
+from spatialdata_segment._record import clock, write_record
 from spatialdata_segment._request import Request, leftovers, resolve
 from spatialdata_segment._staging import Staging, recover_sdata
 from spatialdata_segment._write import write
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
-from spatialdata_segment.engine.scratch import Scratch, Shared, write_json
+from spatialdata_segment.engine.scratch import Scratch, Shared
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,11 +30,8 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from spatialdata_segment.engine.mask import Mask
     from spatialdata_segment.engine.preprocess import Measured
     from spatialdata_segment.methods.base import Method
-
-logger = logging.getLogger(__name__)
 
 DOT = ".spatialdata_segment"
 _object = Lock()
@@ -229,11 +224,11 @@ def execute(
     ``ready``: what an earlier phase prepared, with its maps. ``maps``: where they are to be kept.
     """
     with ExitStack() as stack:
+        timed = stack.enter_context(clock())
         folder = stack.enter_context(_scratch(sdata, request, scratch, resume))
         executor.check_folder(folder.folder)
         with _object:
             staging = stack.enter_context(Staging(sdata, folder.part("staging")))
-        started = time.time()
         kept = scratch is not None or _elements.local_store(sdata) is not None
         request = stack.enter_context(at_hand(request, folder.part("image"), executor))
         from_maps = ready is not None
@@ -254,7 +249,7 @@ def execute(
             staging.commit()
         if overwrite and maps is None and not from_maps:
             _drop_maps(sdata, request.key_added)
-        _write_record(sdata, request, folder, masks, executor, started)
+        write_record(sdata, request, folder, _elements.local_store(sdata), masks, executor, timed)
         folder.clear()
 
 
@@ -289,27 +284,3 @@ def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, res
             with suppress(OSError):  # what is empty goes; other runs may be at work here
                 root.rmdir()
                 root.parent.rmdir()
-
-
-def _write_record(
-    sdata: SpatialData, request: Request, folder: Scratch, masks: Mapping[str, Mask], executor: Executor, started: float
-) -> None:
-    """Keep what belongs to this one run, and not to the result, beside the scratch."""
-    plans = {name: mask.labels.plan for name, mask in masks.items()}
-    record = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 3),
-        "host": platform.node(),
-        "executor": executor.where,
-        "n_jobs": {"decode": executor.n_jobs, "queue": executor.queue, "write": executor.writers},
-        "devices": list(request.devices),
-        "plan": {m: {"grid": list(p.grid), "halo": list(p.halo)} for m, p in plans.items()},
-        "evidence": {m: mask.evidence for m, mask in masks.items()},
-        "parameters": {**request.parameters(), "options": request.options},
-    }
-    logger.info("segmentation finished: %s", record)
-    if folder.given:
-        write_json(folder.folder.with_name(f"{folder.folder.name}.run.json"), record)
-    elif (store := _elements.local_store(sdata)) is not None:
-        (store / DOT).mkdir(exist_ok=True)
-        write_json(store / DOT / f"{request.key_added}.run.json", record)

@@ -39,6 +39,7 @@ _VERBS = {
     "infer": "segment images in files, or all of a folder, and write outlines into files",
     "predict": "first phase of a run: write the dense maps of an image into a folder (the part that wants a GPU)",
     "decode": "second phase of a run: turn dense maps into labels, outlines and tables, elsewhere if need be",
+    "report": "write a report of a result: one HTML file with pictures, numbers and how they came about",
     "plan": "print what a run would take: shards, memory, disk, time",
     "poly2mask": "draw the polygons of a folder as a label image, mask.zarr",
     "import": "add labels or polygons of another program to a store, with outlines, labels and tables",

@@ -54,6 +54,11 @@ def of_image(name: str) -> Iterator[None]:
         _image.reset(token)
 
 
+def prefix() -> str:
+    """Return what stands before the stages that this thread tells of."""
+    return _image.get()
+
+
 def emit(event: Event) -> None:
     """Tell every listener."""
     event = replace(event, stage=_image.get() + event.stage)

@@ -80,6 +80,8 @@ class Mask:
         Reads candidate ids.
     evidence
         Counts of what happened at the seams.
+    places
+        The same by shard, where there is something: how often one ran ("again"), "twins", "adopted".
     open
         Of 3D objects that were joined of planes, by id: cores that were not computed and may change the object.
     proposals
@@ -92,6 +94,7 @@ class Mask:
     pairs: Pairs | None
     labels: StitchedLabels
     evidence: dict[str, int] = field(default_factory=dict)
+    places: dict[str, dict[int, int]] = field(default_factory=dict)
     open: dict[int, list[int]] = field(default_factory=dict)
     proposals: Path | None = None
 
@@ -137,6 +140,11 @@ def run_mask(
     decisions = executor.map(decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
     disjoint, cores = are_disjoint(indices, decisions), _touched(job.plan, needed, decisions)
     twins, adopted = sum(d.twins for d in decisions), sum(d.adopted for d in decisions)
+    places = {
+        "again": {r.index: r.rounds for r in reports if r.rounds > 1},
+        "twins": {i: d.twins for i, d in zip(indices, decisions, strict=True) if d.twins},
+        "adopted": {i: d.adopted for i, d in zip(indices, decisions, strict=True) if d.adopted},
+    }
     anchors, reason, moments = number(indices, boxes, decisions, generation, job.plan.shape)
     labels = StitchedLabels(job.plan, folder / "shards", generation)
     contested = 0
@@ -167,7 +175,7 @@ def run_mask(
         pairs = combine_pairs(executor.map(count, cores, f"{stage} matching"))
     release()
     proposals = _proposals_path(folder) if job.method.proposes else None
-    return Mask(objects, covered, pairs, labels, evidence, unknown, proposals)
+    return Mask(objects, covered, pairs, labels, evidence, places, unknown, proposals)
 
 
 def run_shards(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialdata_segment.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -34,12 +36,25 @@ def limits(planes: Iterable[NDArray[Any]], quantiles: tuple[float, float]) -> tu
     return float(low), float(high)
 
 
-def blend(planes: Sequence[NDArray[Any]], ends: Sequence[tuple[float, float]]) -> NDArray[np.float32]:
+def shades(n: int, tints: Sequence[str] | None) -> list[tuple[float, float, float]]:
+    """Return the colours (RGB) of ``n`` channels: those given, or the stains; of one alone white."""
+    if tints is None:
+        return [STAINS[i % len(STAINS)] if n > 1 else (1.0, 1.0, 1.0) for i in range(n)]
+    from matplotlib.colors import is_color_like, to_rgb
+
+    if bad := [tint for tint in tints if not is_color_like(tint)]:
+        raise InputError(f"{bad[0]!r} is no colour: expected a name such as 'cyan', or '#00ffff'")
+    return [to_rgb(tint) for tint in tints]
+
+
+def blend(
+    planes: Sequence[NDArray[Any]], ends: Sequence[tuple[float, float]], tints: Sequence[str] | None = None
+) -> NDArray[np.float32]:
     """Return the channels as RGB in 0..1: each stretched between its ends, tinted, added."""
+    colors = shades(len(planes), tints)
     picture = np.zeros((*planes[0].shape, 3), np.float32)
-    for i, (plane, (low, high)) in enumerate(zip(planes, ends, strict=True)):
+    for plane, (low, high), tint in zip(planes, ends, colors, strict=True):
         grey = (plane.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
-        tint = STAINS[i % len(STAINS)] if len(planes) > 1 else (1.0, 1.0, 1.0)
         picture += np.clip(grey, 0, 1)[..., None] * np.asarray(tint, np.float32)
     return np.clip(picture, 0, 1)
 

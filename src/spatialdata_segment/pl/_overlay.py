@@ -1,4 +1,4 @@
-"""Outlines of labels over an image. Works on arrays (numpy, dask, xarray) and elements, reads the crop alone."""
+"""Outlines of labels over an image. Works on objects, arrays and elements, and reads the crop alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialdata_segment.errors import InputError
-from spatialdata_segment.pl._draw import blend, limits, outlines, palette, show
-from spatialdata_segment.pl._source import source
+from spatialdata_segment.pl._draw import blend, limits, outlines, palette, shades, show
+from spatialdata_segment.pl._dropped import among, draw_dropped
+from spatialdata_segment.pl._input import read_input
+from spatialdata_segment.pl._marks import add_legend, scale_bar
+from spatialdata_segment.pl._source import MOST_PIXELS, source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from spatialdata_segment.pl._input import Channels, Input
     from spatialdata_segment.pl._source import Crop, Source
 
 
@@ -23,40 +27,55 @@ def overlay(
     image: Any,
     labels: Any = None,
     *,
+    key: str | None = "segmentation",
     z: int | None = None,
     crop: Crop = None,
-    channels: Sequence[int] | None = None,
+    channels: Channels = None,
     quantiles: tuple[float, float] = (0.01, 0.998),
     colors: Mapping[str, str] | None = None,
     linewidth: float = 0.8,
+    dropped: bool = False,
+    pixel_size: float | Sequence[float] | None = None,
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw an image and the outlines of labels.
 
+    ``overlay(sdata, "image")`` looks up image and labels by name; ``overlay(image, labels)`` takes them as they are.
+
     Parameters
     ----------
     image
-        ``(y, x)`` or ``(c, y, x)``, or, with ``z``, ``(z, y, x)`` or ``(c, z, y, x)``: numpy, dask or xarray, or a
-        multiscale element, of which the finest scale is taken that is no larger than 2,048 px in the picture.
+        A `SpatialData` object; or an image ``(y, x)`` or ``(c, y, x)``, or, with ``z``, ``(z, y, x)`` or
+        ``(c, z, y, x)``: numpy, dask or xarray, or a multiscale element. Of several scales the finest is taken that
+        is no larger than 2,048 px in the picture. One scale that is too large is thinned.
     labels
-        Labels of the same grid, ``(y, x)`` or ``(z, y, x)``, or several by name, ``{"nucleus": ..., "cell": ...}``;
-        0 is the background. One alone is taken for the cells.
+        With an object: the name of an image in it; None for the one that was segmented, or the only one. Else labels
+        of the image's grid, ``(y, x)`` or ``(z, y, x)``, or several by name, ``{"nucleus": ..., "cell": ...}``; 0 is
+        the background. One alone is taken for the cells.
+    key
+        With an object: the result to outline, by its prefix (``key_added`` of `segment`), or one labels element by
+        its name; None for the image alone.
     z
         The plane of a volume to show, counted from 0 on the finest scale; only that is read.
     crop
-        What to show, in pixels of the image (of the finest scale): a :class:`Box` or a pair of slices ``(y, x)``;
-        only that is read.
+        What to show, in pixels of the image (of the finest scale, or the one that was segmented): a :class:`Box` or a
+        pair of slices ``(y, x)``; only that is read.
     channels
-        Indices of the channels shown; by default the first two (or the only one).
+        Those shown: indices, with an object also names, or a mapping to colours, ``{"DAPI": "blue"}``. None: those
+        that were segmented, else the first two (or the only one).
     quantiles
         Of each channel's shown pixels: what is drawn black and what is drawn full.
     colors
         Name of a mask -> colour; "nucleus" and "cell" have one of their own.
     linewidth
         Of the outlines, in points.
+    dropped
+        With an object: draw the boxes of the candidates that were dropped too, coloured by the reason.
+    pixel_size
+        µm a pixel, a number or one per axis, for a scale bar. None: that of the result in an object, if it has one.
     legend
-        Name the masks, where there are several.
+        Name channels, masks and reasons, where there are several.
     ax
         Where to draw; a new figure by default.
 
@@ -66,19 +85,25 @@ def overlay(
 
     Raises
     ------
+    MissingError
+        A name that is not in the object; the message lists those that are.
     InputError
-        Wrong axes, shapes that differ, an empty crop, a plane that there is not, or more than 36 million pixels.
+        Wrong axes, shapes that differ, an empty crop, a plane that there is not.
 
     Examples
     --------
-    >>> pl.overlay(image, {"nucleus": nuclei, "cell": cells}, crop=(slice(0, 512), slice(0, 512)))
+    >>> pl.overlay(sdata, "image", crop=(slice(0, 512), slice(0, 512)), dropped=True)
+    >>> pl.overlay(image, {"nucleus": nuclei, "cell": cells}, channels={0: "blue", 1: "lime"})
     """
-    found = _source(image, labels, z, crop, channels)
+    given = read_input(image, labels, key, channels, pixel_size, 2 if z is None else 3)
+    if dropped and given.result is None:
+        raise InputError("dropped=True needs an object with a result: overlay(sdata, 'image', key='segmentation')")
+    found = _source(given, z, crop)
     at: tuple[int | slice, ...] = found.box.slices[-2:]
     if z is not None:
         at = (found.index(0, z), *at)
     planes = [np.asarray(c[at]) for c in found.channels]
-    picture = blend(planes, [limits([p], quantiles) for p in planes])
+    picture = blend(planes, [limits([p], quantiles) for p in planes], given.tints)
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -91,11 +116,16 @@ def overlay(
         palette(found.masks, colors),
         extent=(left, right, top, bottom),
         names=("x", "y"),
-        aspect=1.0,
+        aspect=1.0 if given.pixel_size is None else given.pixel_size[-2] / given.pixel_size[-1],
         linewidth=linewidth,
     )
-    if legend and len(found.masks) > 1:
-        ax.legend(loc="upper right", fontsize="small")
+    if dropped and given.result is not None:
+        draw_dropped(ax, among(given.result.candidates, (left, right, top, bottom), z), linewidth)
+    if given.pixel_size is not None:
+        scale_bar(ax, given.pixel_size[-1], right - left)
+    if legend:
+        named = given.names if len(given.names) > 1 else ()
+        add_legend(ax, dict(zip(named, shades(len(given.names), given.tints), strict=False)))
     return ax
 
 
@@ -104,6 +134,7 @@ def save_overlay(
     image: Any,
     labels: Any = None,
     *,
+    key: str | None = "segmentation",
     z: int | None = None,
     crop: Crop = None,
     zoom: int | None = None,
@@ -115,7 +146,7 @@ def save_overlay(
     ----------
     path
         File to write; replaced if it exists.
-    image, labels, z, crop
+    image, labels, key, z, crop
         As in :func:`overlay`.
     zoom
         By default the least that makes the longer side 1,000.
@@ -125,22 +156,25 @@ def save_overlay(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height, width = _source(image, None, z, crop, None).box.shape[-2:]
+    given = read_input(image, labels, key, kwargs.get("channels"), kwargs.get("pixel_size"), 2 if z is None else 3)
+    height, width = _source(given, z, crop).box.shape[-2:]
     zoom = zoom or max(1, -(-1000 // max(height, width)))
     dpi = 100
     figure = Figure(figsize=(width * zoom / dpi, height * zoom / dpi), dpi=dpi)
     FigureCanvasAgg(figure)
     ax = figure.add_axes((0, 0, 1, 1))
-    overlay(image, labels, z=z, crop=crop, ax=ax, **kwargs)
+    overlay(image, labels, key=key, z=z, crop=crop, ax=ax, **kwargs)
     ax.set_axis_off()
     figure.savefig(path, format="png", dpi=dpi)
 
 
-def _source(image: Any, labels: Any, z: int | None, crop: Crop, channels: Sequence[int] | None) -> Source:
+def _source(given: Input, z: int | None, crop: Crop) -> Source:
     ndim = 2 if z is None else 3
     if z is not None and crop is not None and not isinstance(crop, tuple):
         crop = crop.slices[-2:]
-    found = source(image, labels, crop, channels, ndim=ndim, shown=(ndim - 2, ndim - 1))
+    found = source(
+        given.image, given.labels, crop, given.channels, ndim=ndim, shown=(ndim - 2, ndim - 1), thin=MOST_PIXELS
+    )
     if z is not None and not 0 <= z < found.shape[0]:
         raise InputError(f"z={z}: expected a plane from 0 to {found.shape[0] - 1}.")
     return found

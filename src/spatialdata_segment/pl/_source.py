@@ -6,11 +6,12 @@ Coordinates are pixels of the finest scale; pixel ``i`` reaches from ``i`` to ``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialdata_segment._results import Levels
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.errors import InputError
 
@@ -73,7 +74,15 @@ class Source:
 
 
 def source(
-    image: Any, labels: Any, crop: Crop, channels: Sequence[int] | None, *, ndim: int, shown: Sequence[int]
+    image: Any,
+    labels: Any,
+    crop: Crop,
+    channels: Sequence[int] | None,
+    *,
+    ndim: int,
+    shown: Sequence[int],
+    side: int | None = None,
+    thin: float | None = None,
 ) -> Source:
     """Check what a picture is to be drawn of, and pick the scale.
 
@@ -89,7 +98,12 @@ def source(
         Spatial axes, 2 or 3.
     shown
         Axes along which the picture reaches.
+    side
+        Pixels along its longer side that are enough; None: 2,048.
+    thin
+        Pixels of a picture beyond which it is thinned to ``side``; None: never.
     """
+    side = side or _SIDE
     scales = _scales(image, "image", (ndim, ndim + 1))
     masks = {name: _scales(mask, f"labels {name!r}", (ndim,)) for name, mask in _named(labels).items()}
     shape = tuple(scales[0].shape[-ndim:])
@@ -99,7 +113,7 @@ def source(
         told = ", ".join(f"{name!r} {of[0].shape}" for name, of in masks.items())
         raise InputError(f"Labels have the shape {told}, the image {shape}: expected the same grid.")
     sides = [max(box.shape[a] * s.shape[a - ndim] / shape[a] for a in shown) for s in common]
-    fitting = [s for s, side in zip(common, sides, strict=True) if side <= _SIDE]
+    fitting = [s for s, n in zip(common, sides, strict=True) if n <= side]
     best = fitting[0] if fitting else common[-1]
     grid = tuple(best.shape[-ndim:])
     found = Source(
@@ -108,11 +122,19 @@ def source(
         shape,
         box,
     )
+    if thin is not None and np.prod(found.box.shape[-2:], dtype=float) > thin:
+        found = _thinned(found, -(-max(found.box.shape[-2:]) // side))
     planes = [(a, b) for a in shown for b in shown if a < b]
     most = max(found.box.shape[a] * found.box.shape[b] for a, b in planes)
     if box.size == 0 or most > MOST_PIXELS:
         raise InputError(f"Crop {crop} of an image {shape}: expected 1 to {MOST_PIXELS:,} pixels; pass crop=.")
     return found
+
+
+def _thinned(found: Source, step: int) -> Source:
+    """Return one of ``step`` x ``step`` pixels: where there is no coarser scale, all chunks are read, and few kept."""
+    at = (..., slice(step // 2, None, step), slice(step // 2, None, step))
+    return replace(found, channels=[c[at] for c in found.channels], masks={n: m[at] for n, m in found.masks.items()})
 
 
 def _named(labels: Any) -> dict[str, Any]:
@@ -125,6 +147,8 @@ def _named(labels: Any) -> dict[str, Any]:
 
 def _scales(value: Any, name: str, ndim: tuple[int, ...]) -> list[Any]:
     """Return the numpy or dask arrays of an array or of a multiscale element, the finest first."""
+    if isinstance(value, Levels):
+        return [_array(level, name, ndim) for level in value.arrays]
     nodes = getattr(value, "children", None)
     levels = [next(iter(node.data_vars.values())) for node in nodes.values()] if nodes else [value]
     return [_array(level, name, ndim) for level in levels]

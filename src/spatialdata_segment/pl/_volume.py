@@ -10,7 +10,6 @@ import numpy as np
 from dask.base import compute
 from dask.delayed import delayed
 
-from spatialdata_segment._request import checked_pixel_size
 from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.pl._draw import (
     blend,
@@ -23,6 +22,7 @@ from spatialdata_segment.pl._draw import (
     show,
     silhouettes,
 )
+from spatialdata_segment.pl._input import read_input
 from spatialdata_segment.pl._source import source
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spatialdata_segment.core.boxes import Box
+    from spatialdata_segment.pl._input import Channels
     from spatialdata_segment.pl._source import Crop, Source
 
 _VIEWS = {"xy": (0, 1, 2), "zy": (2, 1, 0), "xz": (1, 0, 2)}
@@ -46,10 +47,11 @@ def orthogonal_views(
     image: Any,
     labels: Any = None,
     *,
+    key: str | None = "segmentation",
     point: Sequence[int] | None = None,
     crop: Crop = None,
     pixel_size: float | Sequence[float] | None = None,
-    channels: Sequence[int] | None = None,
+    channels: Channels = None,
     quantiles: tuple[float, float] = (0.01, 0.998),
     colors: Mapping[str, str] | None = None,
     linewidth: float = 0.8,
@@ -64,16 +66,19 @@ def orthogonal_views(
     ----------
     image
         ``(z, y, x)`` or ``(c, z, y, x)``: numpy, dask or xarray, or a multiscale element, of which the finest scale
-        is taken that is no larger than 2,048 px in the pictures.
+        is taken that is no larger than 2,048 px in the pictures; or a `SpatialData` object.
     labels
-        ``(z, y, x)`` labels of the same grid, or several by name; see :func:`overlay`.
+        ``(z, y, x)`` labels of the same grid, or several by name; with an object, the name of an image in it. See
+        :func:`overlay`.
+    key
+        With an object: the result to outline; see :func:`overlay`.
     point
         ``(z, y, x)``, pixels of the finest scale; by default the middle of what is shown.
     crop
         What to show: a :class:`Box`, slices ``(z, y, x)``, or slices ``(y, x)`` of all planes.
     pixel_size
-        µm a pixel, a number or one per axis ``(z, y, x)``: how long the axes are beside each other. None: as long
-        as they have pixels.
+        µm a pixel, a number or one per axis ``(z, y, x)``: how long the axes are beside each other. None: that of the
+        result in an object, else as long as they have pixels.
     channels, quantiles, colors, linewidth, legend
         As in :func:`overlay`; the quantiles are those of the three planes together.
     axes
@@ -90,10 +95,12 @@ def orthogonal_views(
 
     Examples
     --------
-    >>> pl.orthogonal_views(sdata["image"], sdata["segmentation_cell_labels"], pixel_size=(1.5, 0.5, 0.5))
+    >>> pl.orthogonal_views(sdata, "image", pixel_size=(1.5, 0.5, 0.5))
+    >>> pl.orthogonal_views(sdata["image"], sdata["segmentation_cell_labels"])
     """
-    found = source(image, labels, crop, channels, ndim=3, shown=(0, 1, 2))
-    size = checked_pixel_size(pixel_size, 3) or (1.0, 1.0, 1.0)
+    given = read_input(image, labels, key, channels, pixel_size, 3)
+    found = source(given.image, given.labels, crop, given.channels, ndim=3, shown=(0, 1, 2))
+    size = given.pixel_size or (1.0, 1.0, 1.0)
     middle = [(a + b) // 2 for a, b in zip(found.crop.start, found.crop.stop, strict=True)]
     at = middle if point is None else list(np.ravel(np.asarray(point, object)))
     if len(at) != 3 or not all(is_whole(p) for p in at) or not found.crop.holds(np.array([at], np.int64))[0]:
@@ -108,7 +115,7 @@ def orthogonal_views(
         (left, top), (end, bottom) = ([e[right], e[down]] for e in (found.extent.start, found.extent.stop))
         show(
             ax,
-            blend(planes[view], ends),
+            blend(planes[view], ends, given.tints),
             lines,
             palette(found.masks, colors),
             extent=(left, end, top, bottom),
@@ -133,10 +140,11 @@ def maximum_projection(
     image: Any,
     labels: Any = None,
     *,
+    key: str | None = "segmentation",
     axis: Literal["z", "y", "x"] = "z",
     crop: Crop = None,
     pixel_size: float | Sequence[float] | None = None,
-    channels: Sequence[int] | None = None,
+    channels: Channels = None,
     quantiles: tuple[float, float] = (0.01, 0.998),
     colors: Mapping[str, str] | None = None,
     linewidth: float = 0.8,
@@ -150,7 +158,7 @@ def maximum_projection(
 
     Parameters
     ----------
-    image, labels, crop, pixel_size, channels, quantiles, colors, linewidth
+    image, labels, key, crop, pixel_size, channels, quantiles, colors, linewidth
         As in :func:`orthogonal_views`.
     axis
         Along which to look.
@@ -177,8 +185,9 @@ def maximum_projection(
         raise InputError(f"axis={axis!r}: expected 'z', 'y' or 'x'.")
     view = views[str(axis)]
     seen, down, right = _VIEWS[view]
-    found = source(image, labels, crop, channels, ndim=3, shown=(down, right))
-    size = checked_pixel_size(pixel_size, 3) or (1.0, 1.0, 1.0)
+    given = read_input(image, labels, key, channels, pixel_size, 3)
+    found = source(given.image, given.labels, crop, given.channels, ndim=3, shown=(down, right))
+    size = given.pixel_size or (1.0, 1.0, 1.0)
     order = (seen, down, right)
     planes = [np.asarray(c[found.box.slices].transpose(order).max(axis=0)) for c in found.channels]
     if ax is None:
@@ -196,7 +205,7 @@ def maximum_projection(
     (left, top), (end, bottom) = ([e[right], e[down]] for e in (found.extent.start, found.extent.stop))
     show(
         ax,
-        blend(planes, [limits([p], quantiles) for p in planes]),
+        blend(planes, [limits([p], quantiles) for p in planes], given.tints),
         lines,
         shades,
         extent=(left, end, top, bottom),

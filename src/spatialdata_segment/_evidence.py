@@ -1,0 +1,149 @@
+"""What shows whether a shard plan left traces: borders of objects at the seams and beside them.
+
+Reads windows of labels along the borders of the cores, a bounded number of them. Knows nothing of objects in a store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatialdata_segment.core.boxes import Box
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+_LONG = 512
+"""Pixels of a window along its seam, at most."""
+_REACH = 24
+"""Pixels to either side of a seam that are looked at, at most."""
+
+
+@dataclass(frozen=True)
+class SeamProfile:
+    """How often labels differ across lines that run along the seams, by the distance from them.
+
+    A seam that cut objects, or lost a part of them, would have a peak at 0: more borders there than on the lines beside
+    it, which no shard knows of.
+
+    Attributes
+    ----------
+    offset
+        ``(k,)`` pixels from the seam.
+    edges
+        ``(k,)`` pairs of neighbouring pixels across such a line whose labels differ, of any with a label.
+    pairs
+        ``(k,)`` pairs of which at least one has a label.
+    n_windows, n_possible
+        Windows read, and those there are.
+    """
+
+    offset: NDArray[np.int64]
+    edges: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+    n_windows: int
+    n_possible: int
+
+    @property
+    def share(self) -> NDArray[np.float64]:
+        """``(k,)`` share of the pairs that differ; NaN where there is none."""
+        share: NDArray[np.float64] = np.where(self.pairs > 0, self.edges / np.maximum(self.pairs, 1), np.nan)
+        return share
+
+    @property
+    def at_seam(self) -> float:
+        """Share at the seams."""
+        return float(self.share[self.offset == 0][0])
+
+    @property
+    def beside(self) -> float:
+        """Share on the other lines."""
+        other = self.offset != 0
+        total = self.pairs[other].sum()
+        return float(self.edges[other].sum() / total) if total else float("nan")
+
+    @property
+    def deviation(self) -> float:
+        """How far the seams are from the lines beside them, in standard deviations of those."""
+        spread = float(np.nanstd(self.share[self.offset != 0])) if np.isfinite(self.share).sum() > 2 else 0.0
+        return (self.at_seam - self.beside) / spread if spread else 0.0
+
+
+def seam_profile(
+    labels: Any, chunks: Sequence[Sequence[int]], n_windows: int, rng: np.random.Generator
+) -> SeamProfile | None:
+    """Count borders between labels at the seams and on the lines beside them.
+
+    Parameters
+    ----------
+    labels
+        ``([z], y, x)``, numpy or dask; windows of it are read. Of a volume seams along y and x in single planes.
+    chunks
+        Sizes of the cores along the axes.
+    n_windows
+        To read, at most; which ones is drawn from ``rng``.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    The profile; None where there is no seam, or cores are too small to tell a seam from what lies beside it.
+    """
+    reach = min(_REACH, min((min(c) // 2 for c in chunks[-2:] if len(c) > 1), default=0))
+    windows = list(_windows(tuple(sum(c) for c in chunks), chunks, reach))
+    if reach < 4 or not windows:
+        return None
+    taken = np.sort(rng.permutation(len(windows))[:n_windows])
+    offset = np.arange(1 - reach, reach)
+    edges, pairs = np.zeros(len(offset), np.int64), np.zeros(len(offset), np.int64)
+    for i in taken:
+        box, axis = windows[i]
+        at: list[Any] = list(box.slices)
+        if len(at) == 3:
+            at[0] = int(rng.integers(box.start[0], box.stop[0]))
+        found = np.asarray(labels[tuple(at)])
+        found = found if axis == len(box.shape) - 1 else found.T
+        before, after = found[:, :-1], found[:, 1:]
+        edges += (before != after).sum(axis=0)
+        pairs += ((before > 0) | (after > 0)).sum(axis=0)
+    return SeamProfile(offset, edges, pairs, len(taken), len(windows))
+
+
+def _windows(shape: tuple[int, ...], chunks: Sequence[Sequence[int]], reach: int) -> Iterator[tuple[Box, int]]:
+    """Yield windows along the seams, and the axis that each seam cuts."""
+    ndim = len(shape)
+    for axis in range(ndim - 2, ndim):
+        along = 2 * ndim - 3 - axis  # the other one of the plane
+        starts = range(0, shape[along], _LONG)
+        deep = range(0, shape[0], chunks[0][0]) if ndim == 3 else (0,)
+        for seam, start, z in product(np.cumsum(chunks[axis])[:-1].tolist(), starts, deep):
+            low, high = [0] * ndim, list(shape)
+            low[axis], high[axis] = seam - reach, seam + reach
+            low[along], high[along] = start, min(start + _LONG, shape[along])
+            if ndim == 3:
+                low[0], high[0] = z, min(z + chunks[0][0], shape[0])
+            yield Box(tuple(low), tuple(high)), axis
+
+
+def crosses(rows: pd.DataFrame, chunks: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+    """Tell which objects have pixels in more than one core.
+
+    Parameters
+    ----------
+    rows
+        Of a candidates table.
+    chunks
+        Sizes of the cores along ``([z], y, x)``.
+    """
+    met = np.zeros(len(rows), np.bool_)
+    for axis, sizes in zip("zyx"[-len(chunks) :], chunks, strict=True):
+        ends = np.cumsum(sizes)[:-1]
+        first, last = (rows[f"bbox_{axis}_{end}"].to_numpy() for end in ("min", "max"))
+        met |= np.searchsorted(ends, first, "right") < np.searchsorted(ends, last, "left")
+    return met

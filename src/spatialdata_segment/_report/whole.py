@@ -1,0 +1,117 @@
+"""The whole image in a report, read once at a coarse scale, and what is drawn over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatialdata_segment.pl._draw import blend, limits, outlines, palette, show
+from spatialdata_segment.pl._dropped import among, draw_dropped
+from spatialdata_segment.pl._marks import scale_bar
+from spatialdata_segment.pl._shards import draw_shards, plan_of
+from spatialdata_segment.pl._source import source
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from spatialdata_segment._results import Picture, Result
+    from spatialdata_segment.pl._source import Source
+
+SIDE = 1400
+"""Pixels of the longer side of the picture."""
+_OUTLINED = 7.0
+"""Pixels of the median object's diameter in it below which outlines would hide the image."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole image, or the middle plane of a volume.
+
+    Attributes
+    ----------
+    result, picture, channels
+        What to show; None for no image.
+    """
+
+    result: Result
+    picture: Picture | None
+    channels: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in px of the result's grid."""
+        return self.result.shape[-2], self.result.shape[-1]
+
+    @property
+    def z(self) -> int | None:
+        """The plane of a volume."""
+        return self.result.shape[0] // 2 if len(self.result.shape) == 3 else None
+
+    @property
+    def is_outlined(self) -> bool:
+        """Whether objects are large enough in the picture for outlines."""
+        rows = self.result.candidates_of(self.result.main)
+        across = (rows["bbox_x_max"] - rows["bbox_x_min"]).to_numpy(float)[rows["is_kept"].to_numpy(bool)]
+        return bool(len(across)) and float(np.median(across)) * SIDE / max(self.shape) >= _OUTLINED
+
+    def draw(self, *, ax: Axes, outlined: bool) -> None:
+        """Draw the image, and outlines."""
+        (top, left), (bottom, right) = self._source.extent.start[-2:], self._source.extent.stop[-2:]
+        masks = self._masks if outlined else {}
+        show(
+            ax,
+            self._pixels,
+            {name: outlines(mask) for name, mask in masks.items()},
+            palette(masks, None),
+            extent=(left, right, top, bottom),
+            names=("x", "y"),
+            aspect=1.0,
+            linewidth=1.1,
+        )
+        if self.result.pixel_size is not None:
+            scale_bar(ax, self.result.pixel_size[-1], right - left)
+
+    def draw_dropped(self, *, ax: Axes) -> None:
+        """Draw the image, and where candidates were dropped, of a volume those of all planes."""
+        self.draw(ax=ax, outlined=False)
+        height, width = self.shape
+        draw_dropped(ax, among(self.result.candidates, (0, width, 0, height), None), points=16)
+
+    def draw_shards(self, *, ax: Axes) -> None:
+        """Draw the image, and how it was cut."""
+        self.draw(ax=ax, outlined=False)
+        draw_shards(ax, self.result, *plan_of(self.result, None), size=10)
+
+    @cached_property
+    def _source(self) -> Source:
+        ndim, labels = len(self.result.shape), self.result.labels
+        blank = next(iter(labels.values()))
+        return source(
+            blank if self.picture is None else self.picture.levels,
+            labels,
+            None,
+            self.channels or None,
+            ndim=ndim,
+            shown=(ndim - 2, ndim - 1),
+            side=SIDE,
+            thin=float(SIDE) ** 2,
+        )
+
+    @cached_property
+    def _pixels(self) -> NDArray[np.float32]:
+        planes = [np.asarray(c[self._at]) for c in self._source.channels]
+        if self.picture is None:
+            return np.zeros((*planes[0].shape, 3), np.float32)
+        return blend(planes, [limits([p], (0.01, 0.998)) for p in planes])
+
+    @cached_property
+    def _masks(self) -> dict[str, NDArray[Any]]:
+        return {name: np.asarray(mask[self._at]) for name, mask in self._source.masks.items()}
+
+    @property
+    def _at(self) -> tuple[Any, ...]:
+        return () if self.z is None else (self._source.index(0, self.z),)

@@ -1,0 +1,193 @@
+"""The shard plan of a run, what happened at its seams, and whether the labels show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatialdata_segment._evidence import crosses, seam_profile
+from spatialdata_segment._results import Result, find_image, find_result
+from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.pl._charts import _axes
+from spatialdata_segment.pl._draw import COLORS
+from spatialdata_segment.pl._overlay import overlay
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+AGAIN, DISPUTED = "#ff8c3b", "#ff5252"
+_MOST_POINTS = 20_000
+
+
+def shards(
+    sdata: SpatialData,
+    image_key: str | None = None,
+    *,
+    key: str = "segmentation",
+    mask: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how the image was cut, and what happened at the seams.
+
+    Parameters
+    ----------
+    sdata
+        Holds the result.
+    image_key
+        The image to draw below; None: the one that was segmented, or none.
+    key
+        Prefix of the result.
+    mask
+        "nucleus" or "cell"; None: the cells, if there are any, with what happened to any mask.
+    ax
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    The axes, in pixels: cores, the window that the middle one of them reads, cores that ran again with a larger halo,
+    those with objects on which neighbours disagreed, and the kept objects that several cores share (at most 20,000).
+    Of a volume seen along z.
+
+    Raises
+    ------
+    MissingError
+        If there is no such result, or the record of its run is not known.
+    """
+    result = find_result(sdata, key)
+    mask, plan, places = plan_of(result, mask)
+    ax = _axes(ax)
+    height, width = result.shape[-2:]
+    image_key = result.image_key(image_key)
+    if image_key is not None:
+        picture, z = (
+            find_image(sdata, image_key, result.shape),
+            None if len(result.shape) == 2 else result.shape[0] // 2,
+        )
+        overlay(picture.levels, z=z, channels=picture.indices(None, result), pixel_size=result.pixel_size, ax=ax)
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", facecolor="#101010", xlabel="x (px)", ylabel="y (px)")
+    draw_shards(ax, result, mask, plan, places)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize="small", frameon=False)
+    return ax
+
+
+def seams(
+    sdata: SpatialData,
+    *,
+    key: str = "segmentation",
+    mask: str | None = None,
+    n_windows: int = 64,
+    rng: int | np.random.Generator = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how often labels differ across the seams, and across the lines beside them.
+
+    Parameters
+    ----------
+    sdata, key, mask, ax
+        As for :func:`shards`.
+    n_windows
+        Windows of labels (512 x 48 px) along the seams that are read, at most.
+    rng
+        A seed or a generator: which windows.
+
+    Returns
+    -------
+    The axes. Seams that cut objects would stand out at 0.
+
+    Raises
+    ------
+    MissingError
+        If there is no such result, or the record of its run is not known.
+    InputError
+        If the image was segmented in one piece, or in cores of less than 8 px.
+    """
+    result = find_result(sdata, key)
+    mask, plan, _ = plan_of(result, mask)
+    found = seam_profile(result.labels[mask].arrays[0], plan["chunks"], n_windows, np.random.default_rng(rng))
+    if found is None:
+        raise InputError(f"the run of {key!r} has no seams: its cores are {plan['chunks']}")
+    ax = _axes(ax)
+    ax.plot(found.offset, 100 * found.share, color="#4c9be8", marker=".", linewidth=1, label="lines beside the seams")
+    ax.plot([0], [100 * found.at_seam], "o", color="#d62728", label=f"at the seams: {100 * found.at_seam:.2f} %")
+    ax.axhline(100 * found.beside, color="#888888", linestyle=":", label=f"mean beside: {100 * found.beside:.2f} %")
+    ax.set(xlabel="distance from the seam (px)", ylabel="pairs of pixels\nthat differ (%)")
+    ax.set_ylim(bottom=0)
+    ax.legend(fontsize="small", frameon=False)
+    return ax
+
+
+def plan_of(result: Result, mask: str | None) -> tuple[str, dict[str, Any], dict[str, dict[str, int]]]:
+    """Return the mask, its shard plan and what happened at which shards, from the record of the run.
+
+    Raises
+    ------
+    MissingError
+        If that is not known.
+    """
+    record = result.record
+    if record is None or "plan" not in record:
+        raise MissingError(
+            f"no record of the run that made {result.key!r}: it lies in the store, and an object in memory has it "
+            "in the process that ran. Run segment again to have it"
+        )
+    plans: dict[str, Any] = record["plan"]
+    chosen = mask or (result.main if result.main in plans else next(iter(plans)))
+    if chosen not in plans or chosen not in result.labels:
+        raise MissingError(f"mask={mask!r}: expected one of {sorted(set(plans) & set(result.labels))}")
+    places: dict[str, dict[str, int]] = {}
+    for name, of in record.get("places", {}).items():
+        for what, at in of.items() if mask in (None, name) else ():
+            places.setdefault(what, {}).update(at)
+    return chosen, plans[chosen], places
+
+
+def draw_shards(
+    ax: Axes, result: Result, mask: str, plan: dict[str, Any], places: dict[str, dict[str, int]], size: float = 7
+) -> None:
+    """Draw what :func:`shards` draws above the image; ``size`` of the points, in square points."""
+    _draw_cores(ax, plan, places)
+    rows = result.candidates_of(mask)
+    rows = rows[rows["is_kept"].to_numpy(bool)]
+    over = rows[crosses(rows, plan["chunks"])]
+    step = max(1, -(-len(over) // _MOST_POINTS))
+    x, y = (over[f"centroid_{a}"].to_numpy()[::step] for a in "xy")
+    ax.scatter(
+        x, y, s=size, color=COLORS.get(mask, "white"), linewidths=0, label=f"{len(over):,} objects over a border"
+    )
+
+
+def _draw_cores(ax: Axes, plan: dict[str, Any], places: dict[str, dict[str, int]]) -> None:
+    from matplotlib.patches import Rectangle
+
+    ys, xs = (np.concatenate([[0], np.cumsum(c)]) for c in plan["chunks"][-2:])
+    width, height = xs[-1], ys[-1]
+    for lines, at in ((ax.hlines, ys), (ax.vlines, xs)):
+        lines(at[1:-1], 0, width if lines == ax.hlines else height, colors="white", linewidths=0.8, alpha=0.9)
+    again = {int(i) for i in places.get("again", {})}
+    disputed = {int(i) for what in ("twins", "adopted") for i in places.get(what, {})}
+    named: set[str] = set()
+    for index in sorted(again | disputed):
+        row, column = np.unravel_index(index, plan["grid"])[-2:]
+        color = DISPUTED if index in disputed else AGAIN
+        text = "cores with objects in dispute" if index in disputed else "cores that looked again, farther"
+        number = len(disputed) if index in disputed else len(again - disputed)
+        ax.add_patch(
+            Rectangle(
+                (xs[column], ys[row]),
+                xs[column + 1] - xs[column],
+                ys[row + 1] - ys[row],
+                facecolor=color,
+                alpha=0.25,
+                edgecolor="none",
+                label=None if text in named else f"{number} {text}",
+            )
+        )
+        named.add(text)
+    middle = (len(ys) - 1) // 2, (len(xs) - 1) // 2
+    halo = plan["halo"][-2:]
+    left, top = max(0, xs[middle[1]] - halo[1]), max(0, ys[middle[0]] - halo[0])
+    right, bottom = min(width, xs[middle[1] + 1] + halo[1]), min(height, ys[middle[0] + 1] + halo[0])
+    window: dict[str, Any] = {"fill": False, "edgecolor": "#00e5ff", "linestyle": "--", "linewidth": 1.2}
+    ax.add_patch(Rectangle((left, top), right - left, bottom - top, label="what one core reads", **window))

@@ -1,0 +1,442 @@
+"""The report: one file that needs nothing else, whose numbers are those of the tables, and which a browser shows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+import spatialdata as sd
+from PIL import Image
+
+from spatialdata_segment import ExpandNuclei, SizeFilter, ThresholdNuclei, Workflow, match_nuclei, report, segment
+from spatialdata_segment._record import read_record
+from spatialdata_segment._report.crops import crop_side, random_crops, worst_crops
+from spatialdata_segment._report.facts import WHY
+from spatialdata_segment._results import find_result
+from spatialdata_segment.cli import main
+from spatialdata_segment.core.matching import REASONS
+from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.pl._dropped import REASON_COLORS
+from spatialdata_segment.testing import Tissue
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+FLOW = Workflow(
+    nucleus=ThresholdNuclei(threshold="otsu", channels="DAPI"),
+    cell=ExpandNuclei(distance=3),
+    filter_masks_size=True,
+    nucleus_size=SizeFilter(min_size=80),
+)
+SECTIONS = ["summary", "overview", "crops", "dropped", "distributions", "matching", "shards", "parameters", "run"]
+VOID = {"meta", "img", "input", "br", "image", "path", "rect", "use"}
+CHROMIUM = next((c for c in ("chromium", "chromium-browser", "google-chrome") if shutil.which(c)), None)
+
+
+class Page(HTMLParser):
+    """What a page is made of, and whether its tags close."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.ids, self.addresses, self.tables, self.text = Counter(), [], [], [], []
+        self.unnamed, self.open, self.row = [], [], None
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        of = dict(attrs)
+        self.tags[tag] += 1
+        self.ids += [of["id"]] if "id" in of else []
+        self.addresses += [of[name] for name in ("src", "href", "xlink:href", "action", "srcset") if name in of]
+        if tag == "img" and not of.get("alt"):
+            self.unnamed.append(tag)
+        if tag == "svg" and not (of.get("aria-label") and of.get("role") == "img"):
+            self.unnamed.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in ("td", "th") and self.tables:
+            self.tables[-1][-1][-1] += data
+
+    def table(self, first):
+        """Return the table whose head begins so, as rows by their first cell."""
+        (found,) = [t for t in self.tables if t[0][: len(first)] == first]
+        return {row[0]: row[1:] for row in found[1:]}
+
+
+def number(text):
+    return float(text.replace(",", ""))
+
+
+def pictures(path):
+    found = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", path.read_text(encoding="utf-8"))
+    return [np.asarray(Image.open(BytesIO(base64.b64decode(f)))) for f in found]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "a.zarr"
+    Tissue((180, 200), seed=4, cell_diameter=20, debris=0.3).to_spatialdata().write(path)
+    segment(sd.read_zarr(path), "image", FLOW, pixel_size=0.5, shard_size=90 * 70, progress=False, n_jobs=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sdata(store):
+    return sd.read_zarr(store)
+
+
+@pytest.fixture(scope="module")
+def path(sdata, tmp_path_factory):
+    return report(sdata, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def page(path):
+    return Page(path)
+
+
+def test_it_has_all_sections_and_needs_nothing_else(path, page):
+    assert [i for i in page.ids if i in SECTIONS] == SECTIONS
+    assert not page.unnamed
+    assert all(a.startswith(("data:", "#")) for a in page.addresses)
+    assert [a[1:] for a in page.addresses if a.startswith("#") and "-" not in a] == SECTIONS
+    text = path.read_text(encoding="utf-8")
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert not re.findall(r"(?:fetch|XMLHttpRequest|import)\s*\(", text[text.rindex("<script>") :])
+    assert not re.findall(r"https?://", text)
+    assert page.tags["script"] == page.tags["style"] == 1
+    assert len(page.ids) == len(set(page.ids))
+    assert path.stat().st_size < 3e6
+
+
+def test_references_inside_lead_somewhere(path, page):
+    used = {a[1:] for a in page.addresses if a.startswith("#")}
+    used |= set(re.findall(r"url\(#([^)]+)\)", path.read_text(encoding="utf-8")))
+    assert used <= set(page.ids)
+
+
+def test_its_numbers_are_those_of_the_tables(sdata, page):
+    rows = sdata["segmentation_candidates"].obs
+    by = {m: rows[rows["kind"] == m] for m in ("nucleus", "cell")}
+    candidates = next({row[0]: row[1:] for row in t} for t in page.tables if t[1][0] == "found")
+    assert [number(v) for v in candidates["found"]] == [len(of) for of in by.values()]
+    assert [number(v) for v in candidates["kept"]] == [of["is_kept"].sum() for of in by.values()]
+    reasons = page.table(["reason"])
+    counted = {r: [int((of["drop_reason"] == r).sum()) for of in by.values()] for r in REASONS[1:]}
+    assert {r: [int(number(v)) for v in row[:2]] for r, row in reasons.items()} == {
+        r.replace("_", " "): n for r, n in counted.items() if any(n)
+    }
+    areas = page.table(["", "kept", "least"])
+    for mask, name in (("nucleus", "nuclei"), ("cell", "cells")):
+        kept = by[mask].loc[by[mask]["is_kept"], "area"] * 0.25
+        told = [number(v) for v in areas[name]]
+        np.testing.assert_allclose(told, [len(kept), *np.quantile(kept, [0, 0.05, 0.5, 0.95, 1])], rtol=1e-3)
+    intensities = page.table(["channel"])
+    for channel, values in sdata["segmentation_table"].to_df().items():
+        expected = np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99])
+        np.testing.assert_allclose([number(v) for v in intensities[channel]], expected, rtol=1e-3)
+    matching = page.table(["", "value"])
+    table = sdata["segmentation_table"].obs
+    assert number(matching["cells with one nucleus"][0]) == (table["n_nuclei"] == 1).sum()
+    least = by["nucleus"].loc[by["nucleus"]["is_kept"], "overlap_fraction"].min()
+    assert number(matching["least share of a kept nucleus in its cell"][0]) == pytest.approx(least, rel=1e-3)
+
+
+def test_its_run_is_the_record(sdata, store, page):
+    record = json.loads((store / ".spatialdata_segment" / "segmentation.run.json").read_text())
+    plan = page.table(["", "shards"])
+    assert [int(plan[n][0]) for n in ("nuclei", "cells")] == [
+        np.prod(record["plan"][m]["grid"]) for m in ("nucleus", "cell")
+    ]
+    seams = next(t for t in page.tables if t[0] == ["", "nuclei", "cells"] and t[1][0] == "shards")
+    found = {row[0]: [int(number(v)) for v in row[1:]] for row in seams[1:]}
+    again = found["looked again, farther, for an object that the halo did not show in full"]
+    assert again == [record["evidence"][m]["again"] for m in ("nucleus", "cell")]
+    stages = page.table(["stage"])
+    assert list(stages) == [s["stage"] for s in record["stages"]]
+    assert [int(row[0]) for row in stages.values()] == [s["tasks"] for s in record["stages"]]
+    assert "nucleus shards" in stages
+    assert record["memory_bytes"] > 1e7
+    assert sum(s["seconds"] for s in record["stages"]) <= record["seconds"] + 0.01 * len(record["stages"])
+    versions = page.table(["package"])
+    assert versions["spatialdata"] == [sd.__version__]
+    assert versions["python"] == [".".join(map(str, sys.version_info[:3]))]
+    parameters = next(t for t in page.tables if t[0] == ["name", "value"])
+    assert ["workflow.nucleus_size.min_size", "80"] in parameters
+    whole = "".join(page.text)
+    assert '"filtering_threshold_mask_matching": 0.95' in whole
+
+
+def test_crops_show_pixels_outlines_and_what_was_dropped(sdata, path):
+    text = path.read_text(encoding="utf-8")
+    crops = re.findall(r'<svg class="crop" viewBox="(\d+) (\d+) (\d+) (\d+)".*?</svg>', text, re.DOTALL)
+    bodies = re.findall(r'<svg class="crop".*?</svg>', text, re.DOTALL)
+    assert len(crops) >= 8
+    rows = sdata["segmentation_candidates"].obs
+    dropped = rows[~rows["is_kept"]]
+    for (x, y, width, height), body in zip((tuple(map(int, c)) for c in crops), bodies, strict=True):
+        labels = np.asarray(sdata["segmentation_cell_labels"])[y : y + height, x : x + width]
+        named = set(map(int, re.findall(r"<title>cell (\d+)</title>", body)))
+        assert named >= set(np.unique(labels[labels > 0]).tolist())
+        met = (dropped["bbox_x_min"] < x + width) & (dropped["bbox_x_max"] > x)
+        met &= (dropped["bbox_y_min"] < y + height) & (dropped["bbox_y_max"] > y)
+        assert body.count("<rect") == met.sum() + 1  # the scale bar
+        (pixels,) = re.findall(r"base64,([A-Za-z0-9+/=]+)", body)
+        picture = np.asarray(Image.open(BytesIO(base64.b64decode(pixels))), float)[..., 0]
+        truth = np.asarray(sdata["image"].sel(c="DAPI"), float)[y : y + height, x : x + width]
+        assert picture.shape == truth.shape
+        assert np.corrcoef(picture.ravel(), truth.ravel())[0, 1] > 0.95
+
+
+def test_the_overview_shows_both_outlines(path):
+    overview = next(p for p in pictures(path) if max(p.shape) == 1400)
+    r, g, b = (overview[..., i].astype(int) for i in range(3))
+    assert ((r > 150) & (g > 120) & (b < 90)).mean() > 0.005  # nuclei
+    assert ((r > 150) & (g < 130) & (b > 120)).mean() > 0.005  # cells
+
+
+def test_the_worst_are_the_worst(sdata):
+    result = find_result(sdata, "segmentation")
+    side = crop_side(result)
+    crops = worst_crops(result, 1, side)
+    of = {c.why: c for c in crops}
+    cells = sdata["segmentation_table"].obs
+    assert of["largest cell"].target == ("cell", cells.loc[cells["area"].idxmax(), "cell_id"])
+    assert of["smallest cell"].target == ("cell", cells.loc[cells["area"].idxmin(), "cell_id"])
+    rows = result.candidates
+    dropped = rows[~rows["is_kept"] & (rows["area"] > 0)]
+    tiles = Counter(zip(dropped["centroid_y"] // side, dropped["centroid_x"] // side, strict=True))
+    assert of["most dropped nearby"].what.startswith(f"{max(tiles.values())} candidates dropped here")
+    for crop in crops:
+        assert crop.box.shape == (side, side)
+        assert all(0 <= a < b <= n for a, b, n in zip(crop.box.start, crop.box.stop, result.shape, strict=True))
+    chosen = random_crops(result, 4, 60, np.random.default_rng(0))
+    for i, one in enumerate(chosen):
+        for other in chosen[:i]:
+            assert one.box.intersect(other.box).size * 2 < one.box.size
+
+
+def test_least_overlap_is_a_criterion_where_nuclei_reach_out(tmp_path):
+    nuclei, cells = np.zeros((2, 60, 60), np.uint32)
+    nuclei[5:15, 5:15], cells[5:15, 5:15] = 1, 1
+    nuclei[30:40, 30:40], cells[30:40, 31:50] = 2, 2
+    from spatialdata.models import Labels2DModel
+
+    labels = {n: Labels2DModel.parse(v, dims=("y", "x")) for n, v in (("n", nuclei), ("c", cells))}
+    sdata = match_nuclei(sd.SpatialData(labels=labels), "n", "c", filtering_threshold_mask_matching=0.8, progress=False)
+    crops = {c.why: c for c in worst_crops(find_result(sdata, "segmentation"), 1, 20)}
+    assert crops["least overlap"].target == ("nucleus", 2)
+    assert "90.0%" in crops["least overlap"].what
+    page = Page(report(sdata, tmp_path / "matched.html"))  # no image, no record, other parameters
+    assert [i for i in page.ids if i in SECTIONS] == SECTIONS
+    assert "The record of the run is not known" in "".join(page.text)
+
+
+def test_names_from_outside_are_escaped(sdata, tmp_path):
+    evil = "<script>alert(1)</script>"
+    image = sdata["image"].assign_coords(c=[evil, '"><img src=x onerror=1>'])
+    strange = segment(sd.SpatialData(images={"image": image}), "image", "dapi", progress=False, n_jobs=1)
+    text = report(strange, tmp_path / "a.html", title=f"a & b {evil}", n_crops=1).read_text(encoding="utf-8")
+    page = Page(tmp_path / "a.html")
+    assert page.tags["script"] == 1
+    assert "onerror=1>" not in text.replace("onerror=1&gt;", "")
+    assert evil in "".join(page.text)
+    assert all(a.startswith(("data:", "#")) for a in page.addresses)
+
+
+def test_a_result_without_cells(tmp_path):
+    empty = Tissue((80, 90), seed=1).to_spatialdata()
+    segment(empty, "image", ThresholdNuclei(threshold=65_000), progress=False, n_jobs=1)
+    page = Page(report(empty, tmp_path / "empty.html"))
+    assert [i for i in page.ids if i in SECTIONS] == SECTIONS
+    assert "No object was kept" in "".join(page.text)
+
+
+def test_a_volume_shows_planes(tmp_path):
+    volume = Tissue((12, 60, 70), seed=1, cell_diameter=16).to_spatialdata()
+    flow = Workflow(nucleus=ThresholdNuclei(threshold="otsu", channels="DAPI"), cell=ExpandNuclei(distance=2))
+    segment(volume, "image", flow, shard_size=40**3, pixel_size=(2, 1, 1), progress=False, n_jobs=1)
+    page = Page(report(volume, tmp_path / "volume.html", n_crops=1))
+    text = "".join(page.text)
+    assert "Plane 6 of 12" in text
+    assert re.search(r"At x \d+, y \d+, z \d+", text)
+    assert "µm³" in text
+
+
+def test_the_record_must_be_of_the_result(sdata, store):
+    metadata = find_result(sdata, "segmentation").metadata
+    assert read_record(sdata, "segmentation", metadata) is not None
+    assert read_record(sdata, "segmentation", metadata | {"scale": "scale1"}) is None
+    assert read_record(sdata, "other", metadata) is None
+
+
+def test_every_reason_has_a_meaning_and_a_colour():
+    assert set(WHY) == set(REASON_COLORS) == set(REASONS) - {""}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"key": "no"}, MissingError, "no segmentation 'no'"),
+        ({"image_key": "no"}, MissingError, "no image 'no'"),
+        ({"channels": ["CD3"]}, MissingError, "no channel 'CD3'"),
+        ({"n_crops": 0}, InputError, "n_crops=0, expected a whole number from 1 to 24"),
+        ({"crop_size": 5}, InputError, "crop_size=5, expected a whole number of px"),
+        ({"path": "nowhere/report.html"}, InputError, "the folder nowhere of the report is not there"),
+    ],
+)
+def test_wrong_input_is_told(sdata, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        report(sdata, **{"path": tmp_path / "a.html"} | options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_without_tables(tmp_path):
+    bare = Tissue((80, 90), seed=1).to_spatialdata()
+    segment(bare, "image", ThresholdNuclei(threshold="otsu"), table=False, progress=False, n_jobs=1)
+    with pytest.raises(MissingError, match="no table segmentation_candidates"):
+        report(bare, tmp_path / "a.html")
+
+
+def test_the_command(store, path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(store), "--output", "r.html"]) == 0
+    assert capsys.readouterr().out == "r.html\n"
+    assert (tmp_path / "r.html").read_bytes() == path.read_bytes()
+    options = [
+        "--image",
+        "image",
+        "--key",
+        "segmentation",
+        "--channels",
+        "WGA,DAPI",
+        "--n-crops",
+        "1",
+        "--crop-size",
+        "64",
+    ]
+    assert main(["report", str(store), *options, "--title", "mine", "--seed", "3"]) == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>mine</h1>" in text
+    assert "channels shown: WGA, DAPI" in text
+    first = re.findall(r'class="crop" viewBox="([^"]*)"', text)[0]
+    assert first.endswith(" 64 64")
+    assert first.split()[:2] != re.findall(r'class="crop" viewBox="([^"]*)"', path.read_text("utf-8"))[0].split()[:2]
+    assert main(["report", str(store), "--key", "no"]) == 2
+    assert "no segmentation 'no'" in capsys.readouterr().err
+
+
+def test_run_offers_a_report_and_writes_one(store, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Tissue((80, 90), seed=1).to_spatialdata().write("b.zarr")
+    run = ["run", "b.zarr", "--n-jobs", "1", "--quiet"]
+    assert main([*run, "--key-added", "mine"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "to look at it: spatialdata-segment report b.zarr --key mine"
+    assert main([*run, "--report", "r.html"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "r.html"
+    assert [i for i in Page(tmp_path / "r.html").ids if i in SECTIONS] == SECTIONS
+    for more, message in (
+        (["--report", "no/r.html"], "the folder no of --report is not there"),
+        (["--report", "r.html", "--no-table"], "a report is made of the tables"),
+        (["--report", "r.html", "--image", "image", "--image", "other"], "--report r.html of several images"),
+    ):
+        assert main([*run, "--overwrite", *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def shown(path, tmp_path_factory):
+    """The page as a browser has it after a click, and pictures of it."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on PATH")
+    folder = tmp_path_factory.mktemp("browser")
+    text = path.read_text(encoding="utf-8")
+    script = """
+      const said = {};
+      window.onerror = (e) => { said.error = String(e); };
+      const first = document.querySelector("button.zoom");
+      said.wide = document.documentElement.scrollWidth <= window.innerWidth;
+      said.images = [...document.images].every((i) => i.complete && i.naturalWidth > 0);
+      said.charts = [...document.querySelectorAll("svg.chart")].every((s) => s.getBoundingClientRect().height > 50);
+      const cell = document.querySelector(".o-cell");
+      const box = document.querySelector("input[value=cell]");
+      said.before = getComputedStyle(cell).display;
+      box.click();
+      said.after = getComputedStyle(cell).display;
+      first.click();
+      const stage = document.getElementById("stage");
+      said.open = document.getElementById("view").open;
+      stage.dispatchEvent(new WheelEvent("wheel", {deltaY: -300, clientX: 300, clientY: 300, cancelable: true}));
+      said.zoomed = stage.firstElementChild.style.transform;
+      document.getElementById("whole").click();
+      said.whole = stage.firstElementChild.style.transform;
+      document.getElementById("close").click();
+      said.closed = !document.getElementById("view").open;
+      document.body.setAttribute("data-said", JSON.stringify(said));
+    """
+    (folder / "page.html").write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    shutil.copy(path, folder / "plain.html")
+    common = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder}/p",
+    ]
+
+    def run(*arguments):
+        done = subprocess.run([*common, *arguments], capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout
+
+    dom = run("--window-size=420,900", "--dump-dom", (folder / "page.html").as_uri())
+    run("--window-size=1000,700", f"--screenshot={folder}/a.png", (folder / "plain.html").as_uri())
+    dark = "--blink-settings=preferredColorScheme=0"
+    run("--window-size=1000,700", dark, f"--screenshot={folder}/b.png", (folder / "plain.html").as_uri())
+    said = json.loads(re.search(r'data-said="([^"]*)"', dom).group(1).replace("&quot;", '"'))
+    return said, *(np.asarray(Image.open(folder / f"{n}.png").convert("RGB")) for n in "ab")
+
+
+def test_a_browser_shows_it(shown):
+    said, light, dark = shown
+    assert "error" not in said
+    assert said["wide"]  # nothing sticks out of a narrow window
+    assert said["images"]
+    assert said["charts"]
+    assert said["before"] != "none"
+    assert said["after"] == "none"
+    assert said["open"]
+    assert said["closed"]
+    assert re.search(r"scale\(2\.7", said["zoomed"])  # e
+    assert said["whole"] == "translate(0px, 0px) scale(1)"
+    assert light[5, 5].tolist() == [255, 255, 255]
+    assert dark[5, 5].tolist() == [0x14, 0x17, 0x1B]
