@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._preprocess import EqualizeHistogram, Step, SubtractBackground
     from spatialdata_segment._preview import plan, preview
     from spatialdata_segment._remote import read_remote
+    from spatialdata_segment._resegment import resegment
     from spatialdata_segment._segment import segment
     from spatialdata_segment._verbs import filter_labels, match_nuclei
     from spatialdata_segment.config import SizeFilter, Workflow
@@ -63,6 +64,7 @@ __all__ = [
     "read_remote",
     "register_method",
     "register_workflow",
+    "resegment",
     "segment",
     "stitch_planes",
     "testing",
@@ -96,6 +98,7 @@ _HOME = {
     "read_remote": "_remote",
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",
+    "resegment": "_resegment",
     "segment": "_segment",
     "stitch_planes": "_planes",
 }

@@ -223,10 +223,13 @@ def execute(
     measured: Mapping[str, Measured] | None = None,
     ready: Prepared | None = None,
     maps: Path | None = None,
+    writer: Callable[[Request, dict[str, Mask], Staging, Executor, Mapping[str, Mapping[str, float]]], None] = write,
+    record: str = "run",
 ) -> None:
     """Run a checked request and put its result into the object; what is not ``measured`` of the image is.
 
-    ``ready``: what an earlier phase prepared, with its maps. ``maps``: where they are to be kept.
+    ``ready``: what an earlier phase prepared, with its maps. ``maps``: where they are to be kept. ``writer``: what
+    stages the result. ``record``: by which name the run is put on record.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(_scratch(sdata, request, scratch, resume))
@@ -246,7 +249,7 @@ def execute(
                 store = stack.enter_context(opened(maps, request, executor, resume=resume, overwrite=True))
                 ready = with_maps(ready, store, executor)
         masks = run_masks(ready, executor, folder.part)
-        write(ready.request, masks, staging, executor, ready.numbers())
+        writer(ready.request, masks, staging, executor, ready.numbers())
         if overwrite:
             stale = leftovers(request.key_added, request.names())
             staging.remove([name for name in stale if name != request.roi_key])
@@ -254,7 +257,7 @@ def execute(
             staging.commit()
         if overwrite and maps is None and not from_maps:
             _drop_maps(sdata, request.key_added)
-        _write_record(sdata, request, folder, masks, executor, started)
+        _write_record(sdata, request, folder, masks, executor, started, record)
         folder.clear()
 
 
@@ -292,7 +295,13 @@ def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, res
 
 
 def _write_record(
-    sdata: SpatialData, request: Request, folder: Scratch, masks: Mapping[str, Mask], executor: Executor, started: float
+    sdata: SpatialData,
+    request: Request,
+    folder: Scratch,
+    masks: Mapping[str, Mask],
+    executor: Executor,
+    started: float,
+    name: str,
 ) -> None:
     """Keep what belongs to this one run, and not to the result, beside the scratch."""
     plans = {name: mask.labels.plan for name, mask in masks.items()}
@@ -309,7 +318,7 @@ def _write_record(
     }
     logger.info("segmentation finished: %s", record)
     if folder.given:
-        write_json(folder.folder.with_name(f"{folder.folder.name}.run.json"), record)
+        write_json(folder.folder.with_name(f"{folder.folder.name}.{name}.json"), record)
     elif (store := _elements.local_store(sdata)) is not None:
         (store / DOT).mkdir(exist_ok=True)
-        write_json(store / DOT / f"{request.key_added}.run.json", record)
+        write_json(store / DOT / f"{request.key_added}.{name}.json", record)
