@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._raster import polygons_to_labels
     from spatialdata_segment._remote import read_remote
     from spatialdata_segment._report.make import report
+    from spatialdata_segment._resegment import resegment
     from spatialdata_segment._saved import saved_configuration
     from spatialdata_segment._segment import segment
     from spatialdata_segment._verbs import filter_labels, match_nuclei
@@ -74,6 +75,7 @@ __all__ = [
     "register_method",
     "register_workflow",
     "report",
+    "resegment",
     "saved_configuration",
     "segment",
     "stitch_planes",
@@ -114,6 +116,7 @@ _HOME = {
     "register_workflow": "methods.registry",
     "saved_configuration": "_saved",
     "report": "_report.make",
+    "resegment": "_resegment",
     "segment": "_segment",
     "stitch_planes": "_planes",
 }

@@ -143,6 +143,23 @@ def measure_objects(labels: da.Array | NDArray[np.integer]) -> Objects:
     return _anchored(array, _over_blocks(_survey_one, array))
 
 
+def measure_moments(labels: da.Array | NDArray[np.integer], start: tuple[int, ...] | None = None) -> Moments:
+    """Sum what areas, centroids and boxes follow from; ``start``: index of the first pixel. Reads the mask once."""
+    array = _as_dask(labels)
+    task = delayed(measure, pure=False)
+    first = np.zeros(array.ndim, int) if start is None else np.array(start)
+    offsets = [tuple((first + o).tolist()) for o in _offsets(array)]
+    parts = compute(*(task(b, o) for b, o in zip(array.to_delayed().ravel(), offsets, strict=True)))
+    return combine(parts)
+
+
+def count_pairs(a: da.Array, b: da.Array) -> Pairs:
+    """Count the pixels that the objects of two masks of the same pixels and chunks share."""
+    task = delayed(pair_counts, pure=False)
+    blocks = zip(a.to_delayed().ravel(), b.to_delayed().ravel(), strict=True)
+    return combine_pairs(compute(*(task(x, y) for x, y in blocks)))
+
+
 def measure_intensities(labels: da.Array | NDArray[np.integer], image: da.Array | NDArray[Any]) -> Intensities:
     """Sum the channels of an image ``(c, [z], y, x)`` over the objects of a mask, by the mask's chunks."""
     array = _as_dask(labels)

@@ -107,8 +107,12 @@ def write_record(
     masks: Mapping[str, Mask],
     executor: Executor,
     timed: Clock,
+    name: str = "run",
 ) -> None:
-    """Keep the record of a run that is through: beside a scratch that was named, in the store, with the object."""
+    """Keep the record of a run that is through: beside a scratch that was named, in the store, with the object.
+
+    That of a result is named "run"; others say of what they are, and are kept in files alone.
+    """
     plans = {name: mask.labels.plan for name, mask in masks.items()}
     record = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(timed.started)),
@@ -132,12 +136,13 @@ def write_record(
     }
     logger.info("segmentation finished: %s", record)
     plain: dict[str, Any] = json.loads(json.dumps(record))
-    _kept.setdefault(sdata, {})[request.key_added] = plain
+    if name == "run":
+        _kept.setdefault(sdata, {})[request.key_added] = plain
     if folder.given:
-        write_json(folder.folder.with_name(f"{folder.folder.name}.run.json"), record)
+        write_json(folder.folder.with_name(f"{folder.folder.name}.{name}.json"), record)
     if store is not None:
         (store / DOT).mkdir(exist_ok=True)
-        write_json(store / DOT / f"{request.key_added}.run.json", record)
+        write_json(store / DOT / f"{request.key_added}.{name}.json", record)
 
 
 def read_record(sdata: SpatialData, key: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:

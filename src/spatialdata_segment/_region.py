@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
 import shapely
 from dask.delayed import delayed
+from scipy.ndimage import maximum_filter
 
 from spatialdata_segment import _elements
 from spatialdata_segment.errors import InputError
@@ -62,6 +64,17 @@ class Region:
         any_inside = da.compute(*(self.mask[plan.core(i).slices].any() for i in every))
         return [i for i, inside in zip(every, any_inside, strict=True) if inside]
 
+    def widened(self, halo: tuple[int, ...]) -> Region:
+        """Return the region with so many pixels more on each side, or somewhat more than that."""
+        if self.polygons is not None:
+            depth = None if self.depth is None else (self.depth[0] - halo[0], self.depth[1] + halo[0])
+            return Region(_prepared(shapely.buffer(self.polygons, max(halo[-2:]), join_style="mitre")), None, depth)
+        assert self.mask is not None
+        wide = da.overlap.map_overlap(
+            partial(_dilated, halo=halo), self.mask, depth=halo, boundary="none", dtype=bool, meta=self.mask._meta
+        )
+        return Region(None, wide)
+
     def holds(self, anchors: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which anchor pixels ``(n, ndim)`` lie inside."""
         if self.polygons is not None:
@@ -87,6 +100,11 @@ class Region:
 
 def _crc(block: NDArray[np.bool_]) -> int:
     return zlib.crc32(np.ascontiguousarray(block).data)
+
+
+def _dilated(mask: NDArray[np.bool_], halo: tuple[int, ...]) -> NDArray[np.bool_]:
+    out: NDArray[np.bool_] = maximum_filter(mask, tuple(2 * h + 1 for h in halo), mode="constant")
+    return out
 
 
 def region_of(

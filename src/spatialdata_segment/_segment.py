@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+    from spatialdata_segment.engine.mask import Mask
     from spatialdata_segment.engine.preprocess import Measured
     from spatialdata_segment.methods.base import Method
 
@@ -218,10 +219,13 @@ def execute(
     measured: Mapping[str, Measured] | None = None,
     ready: Prepared | None = None,
     maps: Path | None = None,
+    writer: Callable[[Request, dict[str, Mask], Staging, Executor, Mapping[str, Mapping[str, float]]], None] = write,
+    record: str = "run",
 ) -> None:
     """Run a checked request and put its result into the object; what is not ``measured`` of the image is.
 
-    ``ready``: what an earlier phase prepared, with its maps. ``maps``: where they are to be kept.
+    ``ready``: what an earlier phase prepared, with its maps. ``maps``: where they are to be kept. ``writer``: what
+    stages the result. ``record``: by which name the run is put on record.
     """
     with ExitStack() as stack:
         timed = stack.enter_context(clock())
@@ -241,7 +245,7 @@ def execute(
                 store = stack.enter_context(opened(maps, request, executor, resume=resume, overwrite=True))
                 ready = with_maps(ready, store, executor)
         masks = run_masks(ready, executor, folder.part)
-        write(ready.request, masks, staging, executor, ready.numbers())
+        writer(ready.request, masks, staging, executor, ready.numbers())
         if overwrite:
             stale = leftovers(request.key_added, request.names())
             staging.remove([name for name in stale if name != request.roi_key])
@@ -249,7 +253,7 @@ def execute(
             staging.commit()
         if overwrite and maps is None and not from_maps:
             _drop_maps(sdata, request.key_added)
-        write_record(sdata, request, folder, _elements.local_store(sdata), masks, executor, timed)
+        write_record(sdata, request, folder, _elements.local_store(sdata), masks, executor, timed, record)
         folder.clear()
 
 

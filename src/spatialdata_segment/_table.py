@@ -152,7 +152,7 @@ def cells_table(
     for name, v in said.items():
         if v.ndim > 1:
             table.obsm[name] = v
-    table.uns[METADATA_KEY] = json.dumps(dict(metadata or {}), sort_keys=True, default=_plain)
+    table.uns[METADATA_KEY] = json.dumps(dict(metadata or {}), sort_keys=True, default=plain)
     if not len(kept):
         return TableModel.parse(table)
     return TableModel.parse(table, region=region, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
@@ -209,7 +209,8 @@ def _names(ids: NDArray[np.int64], prefix: str = "") -> NDArray[np.object_]:
     return np.array([f"{prefix}{i}" for i in ids.tolist()], dtype=object)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what JSON takes, for arrays, numbers of numpy and sets."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, set | frozenset):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import zarr
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from spatialdata_segment._request import Request
@@ -81,7 +82,7 @@ def judge(request: Request, masks: Mapping[str, Mask]) -> Outcome:
     """Decide the fate of every candidate: covered, region, the method's own reasons, sizes, matching, ids."""
     objects, reasons = {}, {}
     for name, mask in masks.items():
-        objects[name] = _joined(mask.objects, mask.covered)
+        objects[name] = joined(mask.objects, mask.covered)
         reasons[name] = np.zeros(len(objects[name]), np.uint8)
         reasons[name][objects[name].area == 0] = Reason.COVERED
     pairs = masks["cell"].pairs if len(masks) == 2 else None
@@ -117,7 +118,8 @@ def judge(request: Request, masks: Mapping[str, Mask]) -> Outcome:
     return Outcome(objects, resolution)
 
 
-def _joined(objects: Objects, covered: Objects) -> Objects:
+def joined(objects: Objects, covered: Objects) -> Objects:
+    """Return the candidates that hold pixels and those that hold none in one, in order of their ids."""
     if not len(covered):
         return objects
     order = np.argsort(np.concatenate([objects.ids, covered.ids]))
@@ -144,7 +146,7 @@ def write(
     outcome: Outcome | None = judge(request, masks)
     assert outcome is not None
     said = {m: proposed_columns(mask.proposals, outcome.objects[m].anchor) for m, mask in masks.items()}
-    polygons = {m: _polygons(request, m, columns, outcome.fate(m)) for m, columns in said.items()}
+    polygons = {m: own_polygons(request, m, columns, outcome.fate(m)) for m, columns in said.items()}
     finals = {m: outcome.finals(m, len(mask.objects) + len(mask.covered)) for m, mask in masks.items()}
     warn_if_empty(request.ref.key, outcome.fate(outcome.main), sum(len(o) for o in outcome.objects.values()))
     for name, mask in masks.items():
@@ -198,7 +200,9 @@ def proposed_columns(path: Path | None, anchors: NDArray[np.integer]) -> dict[st
     return {name.removeprefix("column_"): entry.read(name)[at] for name in names}
 
 
-def _polygons(request: Request, mask: str, columns: Mapping[str, NDArray[Any]], fate: Fate) -> gpd.GeoDataFrame | None:
+def own_polygons(
+    request: Request, mask: str, columns: Mapping[str, NDArray[Any]], fate: Fate
+) -> gpd.GeoDataFrame | None:
     """Return the outlines that the method has of its own for the objects that are kept, in order of their ids."""
     if not request.shapes or not columns or request.info.ndim == 3:
         return None
@@ -371,13 +375,15 @@ def _counts(method: Method, objects: Objects, fate: Fate) -> dict[str, int]:
 
 
 def _stage_candidates(request: Request, outcome: Outcome, staging: Staging) -> None:
+    staging.table(f"{request.key_added}_candidates", candidates_of(request, outcome))
+
+
+def candidates_of(request: Request, outcome: Outcome) -> AnnData:
+    """Return the table of all candidates of an image, of each mask 1..n."""
     objects = outcome.objects.items()
     both = {m: (replace(o, ids=np.arange(1, len(o) + 1)), _renumbered(outcome, m)) for m, o in objects}
-    staging.table(
-        f"{request.key_added}_candidates",
-        candidates_table(
-            both.get("nucleus"), both.get("cell"), regions=dict.fromkeys(both, request.ref.key), affine=request.matrix
-        ),
+    return candidates_table(
+        both.get("nucleus"), both.get("cell"), regions=dict.fromkeys(both, request.ref.key), affine=request.matrix
     )
 
 

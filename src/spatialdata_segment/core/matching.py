@@ -50,6 +50,7 @@ class Reason(IntEnum):
     COVERED = 7
     CONTACT = 8
     FLOW_ERROR = 9
+    REPLACED = 10
 
     @property
     def text(self) -> str:

@@ -1,0 +1,197 @@
+"""`resegment`: a region segmented again, every other cell as it was. What is put where is `_update.py`'s."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatialdata_segment import _elements
+from spatialdata_segment._request import Request, output_names, resolve
+from spatialdata_segment._segment import execute
+from spatialdata_segment._staging import recover_sdata
+from spatialdata_segment._table import read_metadata
+from spatialdata_segment._update import Before, update
+from spatialdata_segment.config import as_workflow
+from spatialdata_segment.engine.events import progress_bars
+from spatialdata_segment.engine.executor import Executor
+from spatialdata_segment.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+    from spatialdata_segment.config import Workflow
+    from spatialdata_segment.methods.base import Method
+
+
+def resegment(
+    sdata: SpatialData,
+    image_key: str,
+    workflow: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any],
+    *,
+    roi_key: str | None = None,
+    bounding_box: Sequence[float] | None = None,
+    key_added: str = "segmentation",
+    channels: Sequence[str | int] | str | int | None = None,
+    scale: str = "scale0",
+    to_coordinate_system: str = "global",
+    pixel_size: float | Sequence[float] | None = None,
+    shard_size: int | None = None,
+    overlap_px: int | Sequence[int] | None = None,
+    n_jobs: int | Mapping[str, int] | None = None,
+    devices: str | int | Sequence[str] = "auto",
+    scratch: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> SpatialData:
+    """Segment a region again, with other parameters if need be; every cell outside keeps its id and its pixels.
+
+    A cell belongs to the region when the pixel at its centroid does, with its nucleus. Those cells go, and those that
+    are found in their place come, whole. Where a new cell meets one that stays, the pixels stay with the old one; a
+    new cell that would lose more than half of its pixels so is dropped as "covered". A cell found across the region's
+    edge also comes, where most of it was cells that go. With the workflow of the first run the same cells come back.
+
+    Parameters
+    ----------
+    sdata
+        The object with a result of `segment`; it is changed and returned.
+    image_key
+        The image of that result, axes ``(c, y, x)`` or ``(c, z, y, x)``.
+    workflow
+        As for `segment`. It must make the masks that the result has, and match them, or not, as there.
+    roi_key, bounding_box
+        The region, as for `segment`; one of them is needed.
+    key_added
+        Prefix of the result.
+    channels, shard_size, overlap_px, n_jobs, devices, scratch, resume, progress
+        As for `segment`.
+    scale, to_coordinate_system
+        Those of the result; the region is given in this coordinate system.
+    pixel_size
+        µm a pixel of the scale used, a number or one per axis; None: that of the result.
+
+    Returns
+    -------
+    ``sdata`` with the elements of the result, each replaced in one piece. New ids follow the largest there was, in
+    raster order of the anchors; no id is used again. Outlines and rows of other cells are those that were there, with
+    the columns that others added to them (empty for new cells); graphs of neighbours and other things known of all
+    cells together are left out, as they would be of other cells. With ``match_masks=False``
+    a row counts the nuclei that came with the cell. In the candidates table what went is "replaced", and
+    the new candidates follow. ``uns["segmentation"]`` lists every such run under "updates". Elements that the result
+    does not have (shapes, tables) are not made.
+
+    Raises
+    ------
+    MissingError
+        There is no such result.
+    InputError
+        No region, other masks, another grid; before anything runs. The message says what was expected.
+    ShardError, ScratchError
+        As for `segment`.
+
+    Examples
+    --------
+    >>> from spatialdata_segment import ThresholdNuclei, Workflow, resegment, segment
+    >>> from spatialdata_segment.testing import Tissue
+    >>> sdata = segment(Tissue((256, 256), cell_diameter=24).to_spatialdata(), "image", "dapi", progress=False)
+    >>> before = int(sdata["segmentation_table"].obs["cell_id"].max())
+    >>> smoother = Workflow(nucleus=ThresholdNuclei(sigma=3))
+    >>> sdata = resegment(sdata, "image", smoother, bounding_box=(60, 60, 180, 180), progress=False)
+    >>> bool((sdata["segmentation_table"].obs["cell_id"] > before).any())
+    True
+    """
+    executor = Executor(n_jobs)
+    if _elements.local_store(sdata) is not None:
+        recover_sdata(sdata)
+    if roi_key is None and bounding_box is None:
+        raise InputError("neither roi_key nor bounding_box is given: name the region, or segment the whole again")
+    before = _before(sdata, key_added)
+    known = read_metadata(before.table) if before.table is not None else {}
+    request = resolve(
+        sdata,
+        image_key,
+        as_workflow(workflow),
+        channels=channels,
+        scale=scale,
+        roi_key=roi_key,
+        bounding_box=bounding_box,
+        key_added=key_added,
+        measure_channels=[] if before.table is None else list(before.table.var_names),
+        to_coordinate_system=to_coordinate_system,
+        pixel_size=known.get("pixel_size") if pixel_size is None else pixel_size,
+        shard_size=shard_size,
+        overlap_px=overlap_px,
+        executor=executor,
+        devices=devices,
+        shapes=bool(before.shapes),
+        table=True,  # sizes and places are needed, whether there are tables or not
+    )
+    _check(request, before, known, to_coordinate_system)
+    names = {n: kind for n, kind in request.names().items() if n in getattr(sdata, kind)}
+    _elements.check_outputs(sdata, names, overwrite=True)
+    region = request.region
+    assert region is not None
+    halo = tuple(2 * max(h) for h in zip(*(p.halo for p in request.plans.values()), strict=True))
+    wide = replace(request, region=region.widened(halo))
+    with progress_bars(progress):
+        writer = partial(update, before=before, region=region)
+        execute(sdata, wide, executor, scratch=scratch, resume=resume, writer=writer, record="resegment")
+    return sdata
+
+
+def _before(sdata: SpatialData, key_added: str) -> Before:
+    """Find the result that is to be changed."""
+    names = output_names(key_added, ("nucleus", "cell"), shapes=True, table=True)
+    labels = {m: f"{key_added}_{m}_labels" for m in ("nucleus", "cell") if f"{key_added}_{m}_labels" in sdata.labels}
+    if not labels:
+        raise MissingError(
+            f"the object has no result {key_added!r}, expected labels {key_added}_nucleus_labels or "
+            f"{key_added}_cell_labels: segment the image first, or pass another key_added"
+        )
+    shapes = [n for n, kind in names.items() if kind == "shapes" and n in sdata.shapes]
+    return Before(
+        labels={m: _elements.read_labels(sdata, name) for m, name in labels.items()},
+        shapes={n: _elements.read_shapes(sdata, n).data for n in shapes},
+        table=sdata.tables.get(f"{key_added}_table"),
+        candidates=sdata.tables.get(f"{key_added}_candidates"),
+    )
+
+
+def _check(request: Request, before: Before, known: Mapping[str, Any], system: str) -> None:
+    """Raise where the new cells could not stand beside the old ones."""
+    there, made = " and ".join(before.labels), " and ".join(request.written)
+    if set(before.labels) != set(request.written):
+        raise InputError(f"the result {request.key_added!r} has the mask {there}, and the workflow makes {made}")
+    for ref in before.labels.values():
+        if ref.data.dtype.kind not in "ui":
+            raise InputError(f"labels {ref.key!r} are of dtype {ref.data.dtype}, expected integers")
+        matrix = ref.transformations.get(system)
+        if (
+            tuple(ref.data.shape) != request.info.shape
+            or matrix is None
+            or not np.allclose(_elements.pixel_matrix(matrix, request.info.ndim), request.matrix)
+        ):
+            raise InputError(
+                f"labels {ref.key!r} of shape {tuple(ref.data.shape)} do not lie on the grid of image "
+                f"{request.ref.key!r} at {request.ref.scale!r}, {request.info.shape}, in the coordinate system "
+                f"{system!r}: pass the image and the scale that they are of"
+            )
+    if request.workflow.is_pair and "workflow" in known:
+        matched = known["workflow"].get("match_masks") is not False
+        if matched != request.workflow.matches:
+            raise InputError(
+                f"the result {request.key_added!r} has match_masks={matched} and the workflow "
+                f"{request.workflow.matches}: ids would mean two things; pass the same, or segment the whole again"
+            )
+    if before.candidates is not None and "region" in before.candidates.obs:
+        found = set(before.candidates.obs["region"].unique())
+        if found - {request.ref.key}:
+            raise InputError(
+                f"the candidates of {request.key_added!r} are of {', '.join(map(str, found))}, expected image "
+                f"{request.ref.key!r}: pass the image that was segmented"
+            )
