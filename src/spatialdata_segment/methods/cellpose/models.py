@@ -319,6 +319,7 @@ def terms(name: str) -> str:
 
 def listed() -> list[dict[str, Any]]:
     """Return the models that are known: name, generation, file, its bytes (None: not there), what it is for."""
+    known: list[tuple[str, int | None, Path, str]]
     known = [(e.name, e.generation, e.folder / e.file, e.description) for e in BUILT_IN.values()]
     known += [(name, None, cache_folder() / name, "added by the user") for name in own_models()]
     return [
