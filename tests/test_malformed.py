@@ -67,10 +67,7 @@ COMMANDS = [
     ("run S --workflow bounds.yaml", "line 3.*: nucleus_size: .*min_size.*20.*10"),
     ("run S --workflow function.yaml", "line 1.*: cell.function: missing"),
     ("run S --workflow workflow.yaml", "line 1: WGASegmentatio: unknown .did you mean 'WGASegmentation'"),
-    (
-        "predict S --maps new --workflow missing.yaml",
-        "nucleus_segmentation: missing.*\n.*cytosol_segmentation: missing",
-    ),
+    ("predict S --maps new --workflow missing.yaml", "cytosol_segmentation: missing\n.*nucleus_segmentation: missing"),
     ("run S --workflow model.yaml", "line 3: .*is -3, expected a number above 0.*\n  line 4: .*did you mean 'model'"),
     ("run S --workflow turing.yaml", "line 2: .*infer_size=1000, expected a multiple of 16.*\n  line 4: .*'niter'"),
     ("run S --workflow nowhere.yaml", "configuration nowhere.yaml is not there: check its path"),

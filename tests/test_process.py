@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import spatialdata as sd
 
-from spatialdata_segment import _commands
+from spatialdata_segment import _commands, cli
 from spatialdata_segment.cli import main
 from spatialdata_segment.testing import Tissue
 
@@ -252,3 +253,25 @@ def test_a_dry_run_for_a_cluster_starts_none(store, tmp_path, capsys):
     arguments = ["--cluster", "slurm", "--cluster-config", str(tmp_path / "c.yaml"), "--dry-run"]
     assert main(["run", str(store), *arguments]) == 0
     assert "dry run" in capsys.readouterr().out
+
+
+# help
+
+
+@pytest.mark.parametrize("name", ["run", "predict", "decode", "plan", "config"])
+def test_help_pages(name, capsys):
+    """Options under headings, in the words of the command line; examples that parse."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    out = capsys.readouterr().out
+    assert f"usage: spatialdata-segment {name} " in out
+    assert "exit codes: 0 done, 2 " in out
+    if name != "config":
+        assert "\nhow it runs:\n" in out
+        assert "None:" not in out
+        assert not re.search(r"(?<![{_\w])(roi_key|key_added|to_coordinate_system)\b", out)
+    assert out.index("--debug") > out.index("-h, --help")
+    examples = [line.split(">")[0] for line in out.splitlines() if line.startswith("  spatialdata-segment ")]
+    assert examples
+    for example in examples:
+        assert cli._parser().parse_args(example.split()[1:]).command == name

@@ -47,10 +47,38 @@ _VERBS = {
 }
 
 
+_USAGES = {
+    "run": "STORE [STORE ...] [--image KEY] [--workflow NAME|FILE]",
+    "predict": "STORE --maps DIR [--image KEY] [--workflow NAME|FILE]",
+    "decode": "MAPS (--store STORE | --output STORE) [--workflow NAME|FILE]",
+    "plan": "STORE [STORE ...] [--image KEY] [--workflow NAME|FILE]",
+}
+_EXAMPLES = {
+    "run": (
+        "tissue.zarr",
+        "tissue.zarr --image dapi --workflow wga --channels DAPI,WGA --dry-run",
+        "slides/ --workflow config.yaml --n-jobs 8 --overwrite",
+        "tissue.zarr --workflow cytosol_cellpose --cluster slurm --cluster-config cluster.yaml",
+    ),
+    "predict": ("tissue.zarr --workflow nuclei-small --maps maps",),
+    "decode": ("maps --output cells.zarr", "maps --store tissue.zarr --workflow stricter.yaml --key-added stricter"),
+    "plan": ("tissue.zarr --workflow wga --n-jobs 8",),
+    "config": ("wga > config.yaml", "--from tissue.zarr --table segmentation_table", "--list"),
+}
+
+
+def _examples(name: str) -> str:
+    """Return the end of a help page."""
+    lines = [f"  spatialdata-segment {name} {arguments}" for arguments in _EXAMPLES[name]]
+    codes = "exit codes: 0 done, 2 something is wrong and the message says what, 1 a fault of the program"
+    return "\n".join(["examples:", *lines, "", codes])
+
+
 class _Command(argparse.ArgumentParser):
     """A command; those of `_VERBS` learn their options when they are called, from functions slow to import."""
 
     lazy = ""
+    is_bare = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, with all options there."""
@@ -59,6 +87,11 @@ class _Command(argparse.ArgumentParser):
 
             getattr(_commands, f"fill_{self.lazy}")(self)
             self.lazy = ""
+        if self.is_bare:
+            group = self.add_argument_group("for scripts, and when something is wrong")
+            group.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+            group.add_argument("--debug", action="store_true", help="show all warnings, and the traceback of an error")
+            self.is_bare = False
         return super().parse_known_args(args, namespace)
 
 
@@ -75,7 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
     for name, text in _VERBS.items():
-        verb = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        verb = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            usage=f"spatialdata-segment {name} {_USAGES[name]} [option ...]",
+            epilog=_examples(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         verb.lazy = name
         _finish(verb, partial(_run_verb, name))
     _add_config(commands)
@@ -90,6 +131,8 @@ def _add_config(commands: argparse._SubParsersAction[_Command]) -> None:
         "config",
         help="print a configuration to change: of a workflow, a method, or a result that is there",
         description="Print a configuration in YAML with a comment on every parameter, for `run --workflow FILE`.",
+        epilog=_examples("config"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     config.add_argument(
         "name", nargs="?", metavar="NAME", help="a workflow, such as wga, or a method, such as cellpose"
@@ -152,9 +195,8 @@ def _add_models(commands: argparse._SubParsersAction[_Command]) -> None:
     _finish(fetch, _fetch_models)
 
 
-def _finish(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
-    command.add_argument("--json", action="store_true", help="print one JSON object and nothing else; see the docs")
-    command.add_argument("--debug", action="store_true", help="show all warnings, and the traceback of an error")
+def _finish(command: _Command, run: Callable[[argparse.Namespace], None]) -> None:
+    command.is_bare = True
     command.set_defaults(run=run)
 
 

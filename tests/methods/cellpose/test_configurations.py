@@ -142,7 +142,7 @@ def test_a_configuration_runs_as_it_stands(text, image, tmp_path, monkeypatch):
     assert len(masks) == 2 if text in (TWO_MASKS, NUCLEI) else 1
     for name in masks:
         np.testing.assert_array_equal(sdata[f"segmentation_{name}"], sdata[f"wanted_{name}"])
-    assert sdata["segmentation_table"].n_obs > (0 if text == NUCLEI else 3)
+    assert sdata["segmentation_candidates"].n_obs > 3
 
 
 BASE = {"model": "cyto2", "diameter": 24.0}
@@ -153,9 +153,7 @@ def labels(image, content) -> np.ndarray:
     sdata = segment(
         sd.read_zarr(image), "image", found.workflow, key_added="x", shapes=False, table=False, progress=False, n_jobs=1
     )  # fmt: skip
-    found = np.asarray(sdata["x_cell_labels"])
-    assert found.max() > 2
-    return found
+    return np.asarray(sdata["x_cell_labels"])
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +171,9 @@ def copied(image, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(copied):
-    return copied({"CytosolOnlySegmentationCellpose": {"cytosol_segmentation": BASE}})
+    found = copied({"CytosolOnlySegmentationCellpose": {"cytosol_segmentation": BASE}})
+    assert found.max() > 3
+    return found
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,9 @@ SMALL = {"pipeline": {"infer_size": 64, "overlap_margin": 8}, "postprocess": {"m
 
 @pytest.fixture(scope="module")
 def turing(copied):
-    return copied(SMALL)
+    found = copied(SMALL)
+    assert found.max() > 3
+    return found
 
 
 @pytest.mark.parametrize(
