@@ -139,9 +139,7 @@ def _add_models(commands: argparse._SubParsersAction[_Command]) -> None:
         description="Download models: Cellpose's into CELLPOSE_LOCAL_MODELS_PATH, or ~/.cellpose/models, StarDist's "
         "into KERAS_HOME, or ~/.keras. What is there stays.",
     )
-    fetch.add_argument(
-        "names", nargs="+", metavar="NAME", help="as `models list` prints it"
-    )
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="as `models list` prints it")
     fetch.add_argument("--quiet", action="store_true", help="no progress bars")
     _finish(fetch, _fetch_models)
 
