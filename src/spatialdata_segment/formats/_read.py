@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import geopandas as gpd
 import numpy as np
 
-from spatialdata_segment.errors import InputError, SegmentationError
-from spatialdata_segment.formats._files import existing
+from spatialdata_segment.errors import InputError
+from spatialdata_segment.formats._files import existing, unreadable
 from spatialdata_segment.formats._frames import Cells
 
 if TYPE_CHECKING:
@@ -51,10 +51,8 @@ def read_polygons(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
         cells = Cells.of(frame).frame()
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    except (SegmentationError, OSError):
-        raise
-    except Exception as error:  # whatever a reader raises
-        raise InputError(f"{file} cannot be read ({type(error).__name__}: {error}): expected {_SAID}") from error
+    except Exception as error:
+        raise unreadable(file, error, _SAID) from error
     cells.attrs.update(frame.attrs)
     return cells
 

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from spatialdata_segment.errors import InputError, SegmentationError
-from spatialdata_segment.formats._files import existing
+from spatialdata_segment.formats._files import existing, unreadable
 
 if TYPE_CHECKING:
     import os
@@ -62,12 +62,8 @@ def read_labels(path: str | os.PathLike[str]) -> da.Array:
             raise InputError(f"it is of type {pixels.dtype} and shape {pixels.shape}: expected integers ([z], y, x)")
     except SegmentationError as error:
         raise InputError(f"{file}: {error}") from error
-    except OSError:
-        raise
-    except Exception as error:  # whatever a reader raises
-        raise InputError(
-            f"{file} cannot be read as labels ({type(error).__name__}: {error}): expected {_SAID}"
-        ) from error
+    except Exception as error:
+        raise unreadable(file, error, _SAID) from error
     lazy = pixels if isinstance(pixels, da.Array) else da.from_array(pixels, chunks=_chunks(pixels.ndim), name=False)
     if lazy.dtype.kind == "f":
         lazy = da.map_blocks(_whole, lazy, file, dtype=np.uint32, meta=np.zeros((0,) * lazy.ndim, np.uint32))
