@@ -1,8 +1,11 @@
-"""Draw the pictures of README and docs again: ``python docs/make_figures.py``. Needs the package alone."""
+"""Draw the pictures of README and docs again: ``python docs/make_figures.py``. One of them needs Chromium."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.graph import MCP_Geometric
 from skimage.segmentation import find_boundaries
 
-from spatialdata_segment import ExpandNuclei, SeededWatershed, ThresholdNuclei, Workflow, pl, segment
+from spatialdata_segment import ExpandNuclei, SeededWatershed, ThresholdNuclei, Workflow, pl, report, segment
 from spatialdata_segment._demo import demo_tissue, demo_workflow
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Window
@@ -200,6 +203,24 @@ def _panels(*titles: str) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
+def report_picture() -> None:
+    """The upper part of a report, as a browser shows it. Needs Chromium on PATH."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        print("no Chromium on PATH: report.png stays as it is")
+        return
+    sdata = demo_tissue(512).to_spatialdata()
+    segment(sdata, "image", demo_workflow(), pixel_size=0.5, shard_size=300 * 300, progress=False)
+    with TemporaryDirectory() as folder:
+        page = report(sdata, Path(folder) / "report.html", title="A report")
+        size = ["--window-size=1240,1250", f"--screenshot={STATIC / 'report.png'}"]
+        command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", f"--user-data-dir={folder}/profile"]
+        subprocess.run([*command, *size, page.resolve().as_uri()], check=True, capture_output=True)
+    picture = Image.open(STATIC / "report.png")
+    picture.resize((930, 937), Image.Resampling.LANCZOS).save(STATIC / "report.png")
+    _shrink(STATIC / "report.png", 48)
+
+
 def _grey(image: np.ndarray, top: float | None = None) -> np.ndarray:
     grey: np.ndarray = np.clip(image / (np.quantile(image, 0.998) if top is None else top), 0, 1)
     return grey
@@ -230,3 +251,4 @@ if __name__ == "__main__":
     classical_pictures()
     parameters_picture()
     volume_picture()
+    report_picture()

@@ -18,12 +18,13 @@ import spatialdata as sd
 from PIL import Image
 
 from spatialdata_segment import ExpandNuclei, SizeFilter, ThresholdNuclei, Workflow, match_nuclei, report, segment
-from spatialdata_segment._record import read_record
+from spatialdata_segment._record import clock, read_record
 from spatialdata_segment._report.crops import crop_side, random_crops, worst_crops
 from spatialdata_segment._report.facts import WHY
 from spatialdata_segment._results import find_result
 from spatialdata_segment.cli import main
 from spatialdata_segment.core.matching import REASONS
+from spatialdata_segment.engine.events import Event, emit, of_image
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.pl._dropped import REASON_COLORS
 from spatialdata_segment.testing import Tissue
@@ -281,6 +282,16 @@ def test_a_result_without_cells(tmp_path):
     assert "No object was kept" in "".join(page.text)
 
 
+def test_a_mask_that_was_written_as_both(tmp_path):
+    both = Tissue((80, 90), seed=1).to_spatialdata()
+    flow = Workflow(nucleus=ThresholdNuclei(threshold="otsu", channels="DAPI"), duplicate_mask=True)
+    segment(both, "image", flow, shard_size=50 * 50, progress=False, n_jobs=1)
+    assert len(both.labels) == 2
+    page = Page(report(both, tmp_path / "both.html", n_crops=1))
+    assert "The result has nuclei alone" in "".join(page.text)
+    assert "Drawn at random: around nucleus" in "".join(page.text)
+
+
 def test_a_volume_shows_planes(tmp_path):
     volume = Tissue((12, 60, 70), seed=1, cell_diameter=16).to_spatialdata()
     flow = Workflow(nucleus=ThresholdNuclei(threshold="otsu", channels="DAPI"), cell=ExpandNuclei(distance=2))
@@ -297,6 +308,27 @@ def test_the_record_must_be_of_the_result(sdata, store):
     assert read_record(sdata, "segmentation", metadata) is not None
     assert read_record(sdata, "segmentation", metadata | {"scale": "scale1"}) is None
     assert read_record(sdata, "other", metadata) is None
+
+
+def test_the_record_lies_in_the_store_and_beside_a_scratch(tmp_path):
+    Tissue((60, 70), seed=1).to_spatialdata().write(tmp_path / "a.zarr")
+    backed = sd.read_zarr(tmp_path / "a.zarr")
+    segment(backed, "image", ThresholdNuclei(threshold="otsu"), scratch=tmp_path / "s", progress=False, n_jobs=1)
+    inside = (tmp_path / "a.zarr" / ".spatialdata_segment" / "segmentation.run.json").read_bytes()
+    assert inside == (tmp_path / "s.run.json").read_bytes()
+    again = sd.read_zarr(tmp_path / "a.zarr")
+    assert find_result(again, "segmentation").record == find_result(backed, "segmentation").record == json.loads(inside)
+
+
+def test_of_several_images_each_has_its_own_stages():
+    with of_image("a"), clock() as timed:
+        emit(Event("shards", 0, 4))
+        emit(Event("shards", 4, 4))
+        with of_image("b"):
+            emit(Event("shards", 1, 9))
+            emit(Event("writing", 1, 1))
+    assert [(s["stage"], s["tasks"]) for s in timed.seconds()] == [("shards", 4)]
+    assert timed.peak() > 1e7
 
 
 def test_every_reason_has_a_meaning_and_a_colour():

@@ -164,7 +164,7 @@ def read_record(sdata: SpatialData, key: str, parameters: Mapping[str, Any]) -> 
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or "stages" not in record:
         return None
     said = record.get("parameters", {})
     return record if all(parameters.get(name) == value for name, value in said.items()) else None

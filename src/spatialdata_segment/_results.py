@@ -80,10 +80,13 @@ class Result:
         """What is known of the run that made it; None where nothing is."""
         return read_record(self.sdata, self.key, self.metadata)
 
-    @property
+    @cached_property
     def main(self) -> str:
-        """The mask that the table annotates."""
-        return "cell" if "cell" in self.labels else next(iter(self.labels))
+        """The mask of the table: the cells, if there are any; of one that was written as both, the one it was."""
+        found = set(self.labels)
+        if f"{self.key}_candidates" in self.sdata.tables:
+            found = found & set(self.candidates["kind"].astype(str)) or found
+        return "cell" if "cell" in found else next(m for m in KINDS if m in found)
 
     @property
     def pixel_size(self) -> tuple[float, ...] | None:

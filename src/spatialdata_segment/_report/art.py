@@ -177,7 +177,7 @@ def figure_jpeg(draw: Callable[..., Any], text: str, shape: tuple[int, int], sid
 
     height, width = (max(1, round(side * n / max(shape))) for n in shape)
     dpi = 100
-    with mpl.rc_context({"font.size": 16}):
+    with mpl.rc_context({"font.size": side / 45}):
         figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="black")
         FigureCanvasAgg(figure)
         ax = figure.add_axes((0, 0, 1, 1))

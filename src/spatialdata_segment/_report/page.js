@@ -3,7 +3,10 @@
   const text = document.querySelector("#bar span");
   let scale = 1, x = 0, y = 0, shown = null, at = null;
 
-  const place = () => { shown.style.transform = `translate(${x}px, ${y}px) scale(${scale})`; };
+  const place = () => {
+    shown.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
+    stage.style.setProperty("--zoom", scale); // lines stay as thin as they are
+  };
   const fit = () => { scale = 1; x = y = 0; place(); };
   const zoom = (factor, px, py) => {
     const next = Math.min(40, Math.max(1, scale * factor));
@@ -17,7 +20,7 @@
 
   const open = (button) => {
     shown = button.firstElementChild.cloneNode(true);
-    text.textContent = button.getAttribute("aria-label");
+    text.textContent = button.getAttribute("aria-label").replace("Enlarge: ", "");
     stage.replaceChildren(shown);
     view.showModal();
     fit();

@@ -244,7 +244,7 @@ class Draft:
         shown = {n: v for n, v in metadata.items() if n not in ("versions", "counts", "statistics")}
         rows = [row for row in facts.flat(shown) if row[1] != "none"]
         html = page.table(["name", "value"], rows, "What decided the result; what is not set is in the JSON below")
-        if statistics := facts.flat(metadata.get("statistics", {})):
+        if statistics := [row for row in facts.flat(metadata.get("statistics", {})) if row[1] != "none"]:
             html += page.table(["name", "value"], statistics, "Statistics of the whole image that the methods used")
         whole = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False)
         return html + page.details("All of it as JSON", whole)
