@@ -179,8 +179,7 @@ class TestFolder:
 
         segment = run.segment
         monkeypatch.setattr(run, "segment", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            infer("--image-dir", folder, *DAPI)
+        assert infer("--image-dir", folder, *DAPI) == 130
         out = tmp_path / "planes_results"
         assert names_in(out) == ["plane1"]
         assert infer("--image-dir", folder, *DAPI) == 0

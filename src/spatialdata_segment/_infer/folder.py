@@ -194,8 +194,8 @@ def planes(path: Path) -> dict[str, int | None]:
 
 
 def write_planes(path: Path, names: Iterable[str]) -> None:
-    """List images in ``configs.yml``; a plane that one had there stays."""
-    known = planes(path)
+    """List images in ``configs.yml``; those of before whose folders are there stay, and the plane that each had."""
+    known = {name: z for name, z in planes(path).items() if (path.parent / name).is_dir()}
     every = sorted({*known, *names}, key=_natural)
     content = {"stitch": [{"image_name": name, "z_index": known.get(name)} for name in every]}
     temporary = path.with_name(f".{path.name}")

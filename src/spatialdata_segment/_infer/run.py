@@ -85,8 +85,7 @@ class Job:
         """Return what else decides the content of the folder."""
         stamp = self.facts.path.stat()
         return {
-            "image-path": str(self.facts.path.resolve()),
-            "image-file": [stamp.st_size, stamp.st_mtime_ns],
+            "image-file": [self.facts.path.name, stamp.st_size, stamp.st_mtime_ns],
             "version": __version__,
             "z_index": self.settings.z_index,
             "formats": sorted(self.settings.formats),

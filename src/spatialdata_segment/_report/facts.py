@@ -27,6 +27,7 @@ WHY = {
     "partner_dropped": "its nucleus, or its cell, was dropped for another reason",
     "outside_region": "its anchor lies outside of the region",
     "covered": "other objects lie over all of its pixels",
+    "replaced": "it lay in a region that was segmented again",
     "low_contact": "too little of its border is shared with others, or too much (the contact filter)",
     "flow_error": "the flows of the network do not fit its shape",
 }
