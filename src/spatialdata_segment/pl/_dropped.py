@@ -19,7 +19,7 @@ REASON_COLORS = {
     "partner_dropped": "#c9c9c9",
     "outside_region": "#8d9db0",
     "covered": "#d7a86e",
-    "replaced": "#7f8fa6",
+    "replaced": "#f48fb1",
     "low_contact": "#1de9b6",
     "flow_error": "#ff5252",
 }
