@@ -17,6 +17,7 @@ from spatialdata.models import Labels3DModel, ShapesModel
 from spatialdata.transformations import Affine, Scale, Sequence, Translation, get_transformation, set_transformation
 
 from spatialdata_segment import (
+    Cellpose,
     ExpandNuclei,
     SizeFilter,
     ThresholdNuclei,
@@ -25,8 +26,10 @@ from spatialdata_segment import (
     filter_labels,
     labels_to_polygons,
     match_nuclei,
+    plan,
     polygons_to_labels,
     predict,
+    preview,
     segment,
 )
 from spatialdata_segment._region import Region
@@ -362,3 +365,52 @@ def test_a_box_of_planes_of_a_flat_image():
     sdata = Tissue((40, 40)).to_spatialdata()
     with pytest.raises(InputError, match=r"expected \(x_min, y_min, x_max, y_max\) in"):
         segment(sdata, "image", bounding_box=(0, 0, 0, 9, 9, 9), progress=False)
+
+
+def test_outlines_of_a_volume_with_a_matrix_are_found_by_a_box():
+    """`spatialdata` asks shapes for matrices of x and y alone; tilted planes have none."""
+    matrix = np.array([[0, 0.5, 0, 7], [0.25, 0, 0, -3], [0, 0, 1.5, 2], [0, 0, 0, 1]])
+    sdata = an_object()
+    for axes, name in ((matrix, "turned"), (matrix[[2, 1, 0, 3]], "tilted")):
+        set_transformation(sdata["image"], Affine(axes, XYZ, XYZ), name)
+    run(sdata, to_coordinate_system="turned", **SMALL)
+    outlines = sdata["segmentation_cell_boundaries"]
+    moved = sd.transform(outlines, to_coordinate_system="turned")
+    low, high = moved.total_bounds.reshape(2, 2)
+    found = sd.bounding_box_query(
+        sdata, axes=("x", "y"), min_coordinate=low, max_coordinate=(low + high) / 2, target_coordinate_system="turned"
+    )["segmentation_cell_boundaries"]
+    assert 0 < len(found) < len(outlines)
+    expected = np.einsum("ij,nj->ni", matrix[:2, :2], np.stack([outlines.centroid.x, outlines.centroid.y], axis=1))
+    np.testing.assert_allclose(np.stack([moved.centroid.x, moved.centroid.y], axis=1), expected + matrix[:2, 3])
+    assert get_transformation(outlines, "tilted") == Affine(matrix[[2, 1, 0, 3]], XYZ, XYZ)
+
+
+def test_a_plan_knows_the_distance_of_planes_and_the_maps_on_disk():
+    sdata = an_object()
+    given = Cellpose("nuclei-small", diameter=12, do_3D=True, channels="DAPI", anisotropy=4.0)
+    known = given.model_copy(update={"anisotropy": None})
+    first, second = plan(sdata, "image", given), plan(sdata, "image", known, pixel_size=(4.0, 1.0, 1.0))
+    assert first == second
+    assert first.masks["cell"].halo[0] < first.masks["cell"].halo[1]
+    assert first.disk_bytes > 8 * np.prod(SHAPE)
+    with pytest.raises(InputError, match="do_3D"):
+        plan(Tissue((64, 64)).to_spatialdata(), "image", known)
+
+
+def test_a_preview_of_a_volume_is_a_cube():
+    sdata = an_object()
+    crop = preview(sdata, "image", PAIR, size=12, center=(20, 30, 4), pixel_size=SPACING)
+    assert crop["image"].shape[1:] == (10, 12, 12)
+    assert crop["segmentation_cell_labels"].shape == (10, 12, 12)
+    assert preview(sdata, "image", PAIR, size=24, pixel_size=SPACING)["image"].shape[1:] == (14, 24, 24)
+    for wrong in ({"size": (8, 16, 16)}, {"size": 0}, {"center": (1, 2, 3, 4)}, {"center": (1,)}, {"center": "ab"}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            preview(sdata, "image", PAIR, **wrong)
+
+
+def test_outlines_of_an_element_of_several_scales():
+    sdata = an_object(scale_factors=[2])
+    several = run(sdata, **SMALL)["segmentation_cell_labels"]
+    finest = several["scale0"]["image"]
+    assert_geodataframe_equal(labels_to_polygons(several, progress=False), labels_to_polygons(finest, progress=False))

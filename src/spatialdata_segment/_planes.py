@@ -213,6 +213,11 @@ def _stitch_shapes(sdata: SpatialData, keys: Sequence[str | None], threshold: fl
 def _polygons_of(ref: _elements.ShapesRef) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
     """Return the polygons of a plane and their ids, checked."""
     data = ref.data
+    if "z_index" in data.columns:
+        raise InputError(
+            f"shapes {ref.key!r} have the column z_index, so that they are several planes: pass one plane each, "
+            "such as the rows of one z_index, in elements of their own"
+        )
     try:
         geometries, index = checked_geometries(data)
         given = data["cell_id"].to_numpy() if "cell_id" in data.columns else None

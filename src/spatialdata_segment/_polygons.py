@@ -32,7 +32,7 @@ _POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
 def labels_to_polygons(
-    labels: NDArray[np.integer] | da.Array | xr.DataArray,
+    labels: NDArray[np.integer] | da.Array | xr.DataArray | xr.DataTree,
     *,
     n_jobs: int | None = None,
     progress: bool = True,
@@ -48,7 +48,8 @@ def labels_to_polygons(
     ----------
     labels
         ``(y, x)`` or ``(z, y, x)``, integer, 0 = background. The axes of an :class:`xarray.DataArray` have
-        these names, in any order. A dask chunk above 2048 x 2048 is computed once and traced in pieces.
+        these names, in any order; of several scales the finest is taken. A dask chunk above 2048 x 2048 is
+        computed once and traced in pieces.
     n_jobs
         Threads. None: dask's scheduler as it is configured, or a distributed client where there is one.
     progress
@@ -67,6 +68,8 @@ def labels_to_polygons(
         If the axes are others, the dtype is not integer, or an id is negative or 2**63 and more.
     """
     check_threads(n_jobs)
+    if isinstance(labels, xr.DataTree):
+        labels = next(iter(labels["scale0"].data_vars.values()))
     planes = _planes(labels)
     starts = [np.cumsum((0, *c[:-1])).tolist() for c in planes.chunks]
     blocks = planes.to_delayed().ravel()
@@ -218,6 +221,6 @@ def checked_ids(ids: ArrayLike | None, index: pd.Index | None, n: int) -> NDArra
     if len(unique) < n:
         raise InputError(
             f"the id {unique[count > 1][0]} stands {count.max()} times; expected unique ids: "
-            "dissolve the parts into multipolygons, or pass ids=range(1, n + 1)."
+            "dissolve the parts into multipolygons, or number them anew, from 1 on."
         )
     return values.astype(np.uint64)

@@ -21,7 +21,7 @@ from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.engine.memory import shard_bytes
 from spatialdata_segment.engine.preprocess import Measured, estimate_diameter
 from spatialdata_segment.engine.whole import measure_image, read_source
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.methods.planes import Planes
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     from spatialdata_segment.methods.base import Method
 
-_SAMPLE = 512
+_SAMPLE = {2: (512, 512), 3: (32, 256, 256)}
+"""Pixels of a window that statistics are estimated from."""
 _SAMPLES = 16
+_SIDE = {2: 1024, 3: 128}
 _SCRATCH_BYTES_PER_PIXEL = 0.4
 _RESULT_BYTES_PER_PIXEL = 0.4
 
@@ -141,10 +143,11 @@ def plan(
 
 def plan_of(request: Request, executor: Executor) -> RunPlan:
     """Return what a checked call would take."""
-    methods = request.methods
+    methods = {name: method.foreseen(request.info) for name, method in request.methods.items()}
     masks = {name: _mask_plan(request, name, method) for name, method in methods.items()}
     pixels = float(np.prod(request.info.shape))
-    per_pixel = _SCRATCH_BYTES_PER_PIXEL * len(masks) + _RESULT_BYTES_PER_PIXEL * len(request.written)
+    scratch = sum(_SCRATCH_BYTES_PER_PIXEL + method.scratch_bytes_per_pixel for method in methods.values())
+    per_pixel = scratch + _RESULT_BYTES_PER_PIXEL * len(request.written)
     flying = min(executor.in_flight, max(m.n_shards for m in masks.values()))
     return RunPlan(
         shape=request.info.shape,
@@ -195,7 +198,7 @@ def preview(
     image_key: str,
     workflow: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any] = "dapi",
     *,
-    size: int = 1024,
+    size: int | None = None,
     center: Sequence[float] | None = None,
     scale: str = "scale0",
     n_jobs: int | Mapping[str, int] | None = None,
@@ -212,9 +215,10 @@ def preview(
     sdata, image_key, workflow, scale, n_jobs, progress
         As for `segment`; ``sdata`` is not changed.
     size
-        Side of the crop, in px of the scale.
+        Side of the crop, in px of the scale, of a volume along z as well. None: 1024, of a volume 128.
     center
-        ``(x, y)`` of the crop's centre, in px of the scale; None: the middle of the image.
+        ``(x, y)``, of a volume ``(x, y, z)`` or ``(x, y)``, of the crop's centre, in px of the scale; None: the middle
+        of the image.
     **options
         Further options of `segment`, see `plan`; no region.
 
@@ -225,7 +229,7 @@ def preview(
     Raises
     ------
     InputError
-        If the crop misses the image.
+        If the crop misses the image, or size or centre are none.
     """
     return previews(
         sdata, image_key, workflow, [center], size=size, scale=scale, n_jobs=n_jobs, progress=progress, options=options
@@ -238,7 +242,7 @@ def previews(
     workflow: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any],
     centers: Sequence[Sequence[float] | None],
     *,
-    size: int,
+    size: int | None,
     scale: str,
     n_jobs: int | Mapping[str, int] | None,
     progress: bool,
@@ -267,23 +271,29 @@ def _planned(options: Mapping[str, Any]) -> dict[str, Any]:
     return PLANNED | {name: value for name, value in options.items() if name not in _RUN}
 
 
-def _crop(shape: tuple[int, ...], size: int, center: Sequence[float] | None) -> Box:
-    middle = [n / 2 for n in reversed(shape[-2:])] if center is None else list(center)
-    start = [round(c - size / 2) for c in reversed(middle)]
-    whole = Box.whole(shape)
-    flat = Box((*whole.start[:-2], *start), (*whole.stop[:-2], *(s + size for s in start)))
-    box = flat.intersect(whole)
+def _crop(shape: tuple[int, ...], size: int | None, center: Sequence[float] | None) -> Box:
+    ndim = len(shape)
+    side = _SIDE[ndim] if size is None else size
+    if not (is_whole(side) and side >= 1):
+        raise InputError(f"size={size!r}: expected the pixels of the crop's side, a whole number from 1, such as 1024")
+    middle = [n / 2 for n in shape]
+    if center is not None:
+        given = np.asarray(center, float).ravel().tolist() if np.ndim(center) == 1 else []
+        if len(given) not in (2, ndim) or not np.isfinite(given).all():
+            expected = "(x, y)" if ndim == 2 else "(x, y) or (x, y, z)"
+            raise InputError(f"center={center!r}: expected {expected} in px of the scale, or None for the middle")
+        middle[ndim - len(given) :] = given[::-1]
+    start = tuple(round(c - side / 2) for c in middle)
+    box = Box(start, tuple(s + side for s in start)).intersect(Box.whole(shape))
     if box.size == 0:
-        raise InputError(f"a crop of {size} px around {center} misses the image of shape {shape}")
+        raise InputError(f"a crop of {side} px around {center} misses the image of shape {shape}")
     return box
 
 
 def _estimate(request: Request, mask: str, method: Method, executor: Executor) -> Measured:
     """Measure what a preprocessing and a method ask for on windows spread over the image."""
     source, shape, before = request.source(mask), request.info.shape, request.preprocessing[mask]
-    side = round(_SAMPLES**0.5)
-    starts = [np.unique(np.linspace(0, max(n - _SAMPLE, 0), side).astype(int)) for n in shape[-2:]]
-    parts = [source[..., y : y + _SAMPLE, x : x + _SAMPLE] for y in starts[0] for x in starts[1]]
+    parts = [source[(slice(None), *box.slices)] for box in _windows(shape)]
     sample = da.concatenate(parts, axis=-1)
     cut = Plan.fewest(tuple(sample.shape[1:]), 1 << 24, (0,) * (sample.ndim - 1))
     levels = measure_image(sample, before.statistics(), cut, executor, f"{mask} levels")
@@ -304,3 +314,15 @@ def _estimate(request: Request, mask: str, method: Method, executor: Executor) -
         by_plane=isinstance(method, Planes),
     )
     return Measured(levels, found)
+
+
+def _windows(shape: tuple[int, ...]) -> list[Box]:
+    """Return windows of one size, spread over an image; in a volume over its depth, too."""
+    ndim, side = len(shape), round(_SAMPLES**0.5)
+    sides = [min(n, s) for n, s in zip(shape, _SAMPLE[ndim], strict=True)]
+    starts = [np.unique(np.linspace(0, n - s, side).astype(int)).tolist() for n, s in zip(shape, sides, strict=True)]
+    found = []
+    for k, at in enumerate((y, x) for y in starts[-2] for x in starts[-1]):
+        corner = at if ndim == 2 else (starts[0][(k + k // side) % len(starts[0])], *at)
+        found.append(Box(corner, tuple(a + s for a, s in zip(corner, sides, strict=True))))
+    return found

@@ -230,6 +230,7 @@ def resolve(
         raise InputError(f"image {image_key!r} has dtype float16, which the kernels do not know: cast it to float32")
     matrix = _elements.pixel_matrix(ref.transformations[to_coordinate_system], len(shape))
     methods = suited(workflow.methods(), shape)
+    foreseen = {mask: method.foreseen(info) for mask, method in methods.items()}
     inputs = _inputs(ref, workflow, channels)
     if info.pixel_size is None:
         _needs_no_pixel_size(workflow)
@@ -242,7 +243,7 @@ def resolve(
         channels=inputs,
         preprocessing=preprocessing,
         images={m: _image(ref, info, c, preprocessing[m]) for m, c in inputs.items()},
-        plans=make_plans(methods, info, shard_size, overlap_px),
+        plans=make_plans(foreseen, info, shard_size, overlap_px),
         region=region_of(sdata, ref, roi_key, bounding_box, matrix, to_coordinate_system),
         measured=measured_channels(ref, measure_channels),
         matrix=matrix,
@@ -260,7 +261,7 @@ def resolve(
     for mask, method in methods.items():
         method.check(request.images[mask])
     executor.check_loads(workflow, "the workflow")
-    check_memory(request.plans, methods, request.images, executor, lambda n: make_plans(methods, info, n, overlap_px))
+    check_memory(request.plans, foreseen, request.images, executor, lambda n: make_plans(foreseen, info, n, overlap_px))
     return request
 
 

@@ -219,7 +219,8 @@ def execute(
     measured: Mapping[str, Measured] | None = None,
     ready: Prepared | None = None,
     maps: Path | None = None,
-    writer: Callable[[Request, dict[str, Mask], Staging, Executor, Mapping[str, Mapping[str, float]]], None] = write,
+    writer: Callable[[Request, dict[str, Mask], Staging, Executor, Mapping[str, Mapping[str, float]]], None]
+    | None = None,
     record: str = "run",
 ) -> None:
     """Run a checked request and put its result into the object; what is not ``measured`` of the image is.
@@ -245,7 +246,7 @@ def execute(
                 store = stack.enter_context(opened(maps, request, executor, resume=resume, overwrite=True))
                 ready = with_maps(ready, store, executor)
         masks = run_masks(ready, executor, folder.part)
-        writer(ready.request, masks, staging, executor, ready.numbers())
+        (writer or write)(ready.request, masks, staging, executor, ready.numbers())
         if overwrite:
             stale = leftovers(request.key_added, request.names())
             staging.remove([name for name in stale if name != request.roi_key])

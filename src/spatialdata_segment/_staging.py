@@ -34,6 +34,7 @@ from spatialdata_segment._outputs import (
     check_writable,
     container_format,
     elements_on_disk,
+    of_planes,
     store_of,
 )
 from spatialdata_segment._upload import upload
@@ -175,7 +176,8 @@ class Staging:
         if len(gdf) == 0:
             msg = f"shapes {name!r} have no row, which spatialdata cannot hold; leave out, remove() old ones"
             raise InputError(msg)
-        copied = copy.deepcopy(dict(transformations))
+        given = of_planes(transformations) if "z_index" in gdf.columns else transformations
+        copied = copy.deepcopy(dict(given))
         element = ShapesModel.parse(gdf.copy(deep=False), transformations=copied)
         self._stage_given("shapes", name, element)
 

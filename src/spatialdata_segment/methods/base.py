@@ -11,7 +11,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from spatialdata_segment.core.statistics import Statistic
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"is {value}, expected a number from 0 to 1")
+    return value
+
+
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_flag)]
 """A part of a whole, 0 to 1."""
 
 
@@ -229,6 +235,8 @@ class Method(BaseModel):
         Peak working memory a window pixel, for the plan.
     seconds_per_megapixel
         Rough time of one core for a million window pixels, for the plan.
+    scratch_bytes_per_pixel
+        Bytes on disk, until a run ends, of the maps of an image pixel, where all of them are there at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -250,6 +258,7 @@ class Method(BaseModel):
     example: ClassVar[Mapping[str, Any]] = {}
     bytes_per_pixel: ClassVar[float] = 64.0
     seconds_per_megapixel: ClassVar[float] = 0.2
+    scratch_bytes_per_pixel: ClassVar[float] = 0.0
 
     channels: tuple[str | int, ...] | None = None
     stitch_threshold: Share | None = None
@@ -312,6 +321,10 @@ class Method(BaseModel):
             What `load` returned.
         """
         raise NotImplementedError
+
+    def foreseen(self, image: ImageInfo) -> Self:
+        """Return the method with what it takes from the image's shape and pixel size alone: what a run would take."""
+        return self
 
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
         """Return the method with what it takes from the image filled in; its context may then be another."""

@@ -106,6 +106,10 @@ class Planes(Method):
         """Return what a plane asks for: it is measured once, for the whole volume."""
         return self.plane.statistics(image.flat)
 
+    def foreseen(self, image: ImageInfo) -> Self:
+        """Return it with the method of planes as it is foreseen."""
+        return self.model_copy(update={"plane": self.plane.foreseen(image.flat)})
+
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
         """Adapt the method of planes."""
         return self.model_copy(update={"plane": self.plane.adapted(image.flat, statistics)})
@@ -219,7 +223,7 @@ def _suited(method: Method, shape: tuple[int, ...]) -> Method:
             )
         raise InputError(
             f"{method.name} works on {' and '.join(f'{n}D' for n in sorted(method.ndims))} images, and this "
-            f"one is {ndim}D with shape {shape}"
+            f"one is {ndim}D with shape {shape}{': leave do_3D out' if getattr(method, 'do_3D', False) else ''}"
         )
     if method.sparse:
         raise InputError(

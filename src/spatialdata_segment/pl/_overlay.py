@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.pl._draw import blend, limits, outlines, palette, shades, show
 from spatialdata_segment.pl._dropped import among, draw_dropped
 from spatialdata_segment.pl._input import read_input
@@ -170,6 +170,8 @@ def save_overlay(
 
 def _source(given: Input, z: int | None, crop: Crop) -> Source:
     ndim = 2 if z is None else 3
+    if z is not None and not is_whole(z):
+        raise InputError(f"z={z!r}: expected a plane, a whole number from 0.")
     if z is not None and crop is not None and not isinstance(crop, tuple):
         crop = crop.slices[-2:]
     found = source(

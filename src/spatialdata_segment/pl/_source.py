@@ -177,7 +177,7 @@ def _box(crop: Crop, shape: tuple[int, ...]) -> Box:
         if crop.ndim != len(shape):
             raise InputError(f"Crop {crop}: expected a box of {len(shape)} axes.")
         return crop.intersect(whole)
-    if not 2 <= len(crop) <= len(shape):
+    if not 2 <= len(crop) <= len(shape) or not all(isinstance(part, slice) for part in crop):
         raise InputError(f"Crop {crop}: expected slices {'(z, y, x), or (y, x)' if len(shape) == 3 else '(y, x)'}.")
     every = (slice(None),) * (len(shape) - len(crop)) + tuple(crop)
     parts = [part.indices(n) for part, n in zip(every, shape, strict=True)]

@@ -161,6 +161,10 @@ class Cellpose(Settings):
         wanted = given.statistics(image.n_channels, image.shape) if given is not None else []
         return (*wanted, _DIAMETER) if self._asks_diameter else tuple(wanted)
 
+    def foreseen(self, image: ImageInfo) -> Self:
+        """Fill in the anisotropy of a volume."""
+        return self.model_copy(update={"anisotropy": self._anisotropy(image)}) if self.do_3D else self
+
     def adapted(self, image: ImageInfo, statistics: Mapping[Statistic, float]) -> Self:
         """Fill in the diameter, the factor of resizing and the side of the tiles."""
         known: dict[str, float] = {"tile_size": self._side}
@@ -193,6 +197,11 @@ class Cellpose(Settings):
     def seconds_per_megapixel(self) -> float:  # type: ignore[override]
         """Time of the network, which sees each voxel in three planes."""
         return 9.0 * self._factor**3 * (self.anisotropy or 1.0) if self.do_3D else 3.0
+
+    @property
+    def scratch_bytes_per_pixel(self) -> float:  # type: ignore[override]
+        """Three flows, the cell probability and the counted ends of a voxel, in the network's grid or the image's."""
+        return 9.0 * (1.0 if self.resample else self._factor**3 * (self.anisotropy or 1.0)) if self.do_3D else 0.0
 
     def context(self, image: ImageInfo) -> tuple[int, ...]:
         """Return what must be known around a path's end."""
