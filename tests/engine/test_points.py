@@ -16,7 +16,8 @@ def written(tmp_path_factory):
     for k, n in enumerate((40_000, 500)):
         points = np.zeros(n, DTYPE)
         flat = np.sort(rng.choice(400 * 200, n, replace=False))
-        points["point"] = np.column_stack(np.divmod(flat, 200)) + [0, 200 * k]
+        points["point"] = np.column_stack(np.divmod(flat, 200))
+        points["point"][:, 1] += 200 * k
         points["prob"], points["dist"] = rng.random(n), rng.random((n, 40))
         reach = rng.integers(1, 5, (n, 1))
         boxes = np.concatenate([points["point"] - reach, points["point"] + reach], axis=1)
