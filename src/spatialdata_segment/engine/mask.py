@@ -165,7 +165,7 @@ def run_mask(
         evidence["objects_of_planes"] = len(anchors)
         labels, anchors, reason, moments, unknown = join_planes(labels, moments, rule, cores, executor, stage)
     objects, covered = candidates_of(anchors, reason, moments)
-    if job.method.proposes and moments is not None:
+    if job.method.proposes and moments is not None and rule is None:  # joined ones are parts of others
         covered = with_unseen(covered, objects, _proposals_path(folder), job.plan.shape)
     del anchors, reason, moments
     evidence["covered"] = len(covered)

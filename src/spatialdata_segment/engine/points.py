@@ -102,10 +102,15 @@ def _read_block(path: Path, box: Box, dtype: np.dtype[Any]) -> NDArray[Any]:
     if n == 0:
         return np.zeros(0, dtype)
     meets = _meeting(entry.read("box").reshape(n, -1), box)
-    out = np.empty(int(meets.sum()), dtype)
+    rows = np.flatnonzero(meets)
+    if not len(rows):
+        return np.zeros(0, dtype)
+    first, end = int(rows[0]), int(rows[-1]) + 1  # points lie in raster order: of a block above or below, few are read
+    out = np.empty(len(rows), dtype)
     for name in dtype.names or ():
-        values = entry.read(f"field_{name}").reshape(n, *dtype[name].shape)
-        out[name] = values if len(out) == n else values[meets]
+        each = int(np.prod(dtype[name].shape))
+        values = entry.read(f"field_{name}", Box((first * each,), (end * each,))).reshape(-1, *dtype[name].shape)
+        out[name] = values if len(rows) == end - first else values[meets[first:end]]
     return out
 
 

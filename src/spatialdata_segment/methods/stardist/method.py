@@ -53,7 +53,9 @@ class StarDist(Method):
         Share of the smaller of two objects that may overlap; of more, the one of lower probability goes. None: that of
         the model.
     normalize
-        Percentiles of each channel of the whole image become 0 and 1. False: pixels as they are.
+        Percentiles of each channel of the whole image become 0 and 1, as csbdeep's ``normalize(image, *percentile,
+        axis=(0, 1))`` gives, which StarDist's examples call; RGB is so normalised channel by channel, not jointly
+        (``axis=None``). False: pixels as they are, normalised by you.
     percentile
         Which.
     keep_prob
