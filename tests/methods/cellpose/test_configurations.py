@@ -158,7 +158,7 @@ def labels(image, content) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def copied(image, tmp_path_factory):
-    """Return the labels of a configuration of a copy of the image; of Turing Segment's with a diameter that is known."""
+    """Return the labels of a configuration of a copy of the image, with a diameter that is known."""
     count = iter(range(1000))
     folder = tmp_path_factory.mktemp("copies")
 
