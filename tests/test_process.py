@@ -270,7 +270,7 @@ def test_help_pages(name, capsys):
         assert "\nhow it runs:\n" in out
         assert "None:" not in out
         assert not re.search(r"(?<![{_\w])(roi_key|key_added|to_coordinate_system)\b", out)
-    assert out.index("--debug") > out.index("-h, --help")
+    assert out.rindex("--debug") > out.rindex("-h, --help")
     examples = [line.split(">")[0] for line in out.splitlines() if line.startswith("  spatialdata-segment ")]
     assert examples
     for example in examples:

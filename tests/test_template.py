@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from spatialdata_segment import Workflow, read_configuration, register_method
+from spatialdata_segment import Configuration, Step, ThresholdNuclei, Workflow, read_configuration, register_method
 from spatialdata_segment._dialects import options_model
 from spatialdata_segment._options import descriptions
 from spatialdata_segment._template import named_workflow, overview, template
@@ -95,6 +95,18 @@ def test_errors_in_python():
         template("wgaa")
     with pytest.raises(InputError, match="no file holds"):
         template("function")
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        Workflow(cell=lambda image: image[0]),
+        Workflow(nucleus=ThresholdNuclei(), preprocess=(Step(function=lambda block: block),)),
+    ],
+)
+def test_functions_are_in_no_file(flow):
+    with pytest.raises(InputError, match="holds a function of Python, which no file does"):
+        Configuration(flow).to_yaml()
 
 
 def test_the_last_parameter_of_a_docstring_is_found():

@@ -39,7 +39,7 @@ def named_workflow(name: str) -> Workflow:
     if name not in known_methods():
         get_workflow(name)  # raises, and names the nearest workflow
     kind = get_method(name)
-    if hidden := [n for n, field in kind.model_fields.items() if field.exclude]:
+    if hidden := _hidden(kind):
         raise InputError(
             f"the method {name!r} takes what no file holds ({', '.join(hidden)}): use it from Python; `config --list` "
             "names the others"
@@ -55,13 +55,18 @@ def overview() -> dict[str, dict[str, str]]:
         masks = get_workflow(name).methods().items()
         flows[name] = ", ".join(f"{mask}: {_named(method)}" for mask, method in masks)
     kinds = {name: get_method(name) for name in known_methods()}
-    methods = {n: _first(k) for n, k in kinds.items() if not any(f.exclude for f in k.model_fields.values())}
+    methods = {n: _first(k) for n, k in kinds.items() if not _hidden(k)}
     return {"workflows": flows, "methods": methods}
 
 
 def _named(method: Method) -> str:
     model = getattr(method, "model", None)
     return f"{method.name} {model}" if isinstance(model, str) else method.name
+
+
+def _hidden(model: type[BaseModel]) -> list[str]:
+    """Return the fields of a model that no file holds: functions."""
+    return [name for name, field in model.model_fields.items() if field.exclude]
 
 
 def _first(model: type) -> str:
@@ -85,7 +90,16 @@ def written(configuration: Configuration, head: list[str]) -> str:
     """Return a configuration in YAML with a comment on every parameter; `read_configuration` returns it again.
 
     Options that it does not have are listed as comments. ``head``: lines of a comment that comes first.
+
+    Raises
+    ------
+    InputError
+        If it holds a function, which no file does.
     """
+    flow = configuration.workflow
+    for part in (*flow.methods().values(), *flow.preprocess):
+        if _hidden(type(part)):
+            raise InputError(f"{part.name!r} holds a function of Python, which no file does: register a Method in its place")
     lines = [f"# {line}" for line in head]
     lines += _model(configuration.workflow, "")
     lines += ["", "# Options of a run, as on the command line, which goes before them."]
@@ -136,7 +150,7 @@ def _model(model: BaseModel, indent: str) -> Iterator[str]:
 def _examples(annotation: Any, indent: str) -> Iterator[str]:
     """Yield, as comments, what models a value may be in place of the one it has."""
     for model in models_in(annotation):
-        if issubclass(model, Method) or isabstract(model) or any(f.exclude for f in model.model_fields.values()):
+        if issubclass(model, Method) or isabstract(model) or _hidden(model):
             continue
         yield f"{indent}# As a value: {_first(model)}"
         said, before = descriptions(model), ""

@@ -82,9 +82,9 @@ _EXAMPLES = {
 
 def _examples(name: str) -> str:
     """Return the end of a help page."""
-    lines = [f"  spatialdata-segment {name} {arguments}" for arguments in _EXAMPLES[name]]
+    lines = [f"  spatialdata-segment {name} {arguments}" for arguments in _EXAMPLES.get(name, ())]
     codes = "exit codes: 0 done, 2 something is wrong and the message says what, 1 a fault of the program"
-    return "\n".join(["examples:", *lines, "", codes])
+    return "\n".join([*(["examples:", *lines, ""] if lines else []), codes])
 
 
 class _Command(argparse.ArgumentParser):
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            usage=f"spatialdata-segment {name} {_USAGES[name]} [option ...]",
+            usage=f"spatialdata-segment {name} {_USAGES[name]} [option ...]" if name in _USAGES else None,
             epilog=_examples(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

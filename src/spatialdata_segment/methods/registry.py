@@ -75,18 +75,6 @@ def get_workflow(name: str) -> Workflow:
     return _workflows[_known(name, _workflows, "workflow")]
 
 
-def known_methods() -> tuple[str, ...]:
-    """Return the names of all methods, in alphabetical order."""
-    _load_entry_points()
-    return tuple(sorted(_methods))
-
-
-def known_workflows() -> tuple[str, ...]:
-    """Return the names of all workflows, in alphabetical order."""
-    _load_entry_points()
-    return tuple(sorted(_workflows))
-
-
 def _known(name: str, names: Iterable[str], what: str) -> str:
     known = sorted(names)
     if name in known:
@@ -100,3 +88,15 @@ def _known(name: str, names: Iterable[str], what: str) -> str:
 def _load_entry_points() -> None:
     for point in entry_points(group=GROUP):
         register_method(point.load())
+
+
+def known_methods() -> tuple[str, ...]:
+    """Return the names of all methods, in alphabetical order."""
+    _load_entry_points()
+    return tuple(sorted(_methods))
+
+
+def known_workflows() -> tuple[str, ...]:
+    """Return the names of all workflows, in alphabetical order."""
+    _load_entry_points()
+    return tuple(sorted(_workflows))

@@ -158,13 +158,15 @@ def labels(image, content) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def copied(image, tmp_path_factory):
-    """Return the labels of a configuration of a copy of the image."""
+    """Return the labels of a configuration of a copy of the image, with a diameter that is known."""
     count = iter(range(1000))
     folder = tmp_path_factory.mktemp("copies")
 
-    def run(content):
+    def run(content, diameter=30.0):
         shutil.copytree(image, path := folder / f"{next(count)}.zarr")
-        return labels(path, content)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Cellpose, "estimate", lambda *_: diameter)
+            return labels(path, content)
 
     return run
 
@@ -217,10 +219,8 @@ def test_every_parameter_of_the_paths_acts(name, value, turing, copied):
     assert not np.array_equal(copied(content), turing)
 
 
-def test_resample_acts_where_the_image_is_resized(copied, monkeypatch):
-    """The size model decides that here."""
-    monkeypatch.setattr(Cellpose, "estimate", lambda *_: 20.0)
-    both = [copied(SMALL | {"postprocess": {"resample": value}}) for value in (False, True)]
+def test_resample_acts_where_the_image_is_resized(copied):
+    both = [copied(SMALL | {"postprocess": {"resample": value}}, diameter=20.0) for value in (False, True)]
     assert not np.array_equal(*both)
 
 
