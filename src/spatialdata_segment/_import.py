@@ -12,6 +12,7 @@ import numpy as np
 
 from spatialdata_segment import _elements
 from spatialdata_segment._masks import measure_objects, relabel
+from spatialdata_segment._polygons import as_planes, ndim_of
 from spatialdata_segment._raster import Drawing
 from spatialdata_segment._request import checked_pixel_size, leftovers, output_names
 from spatialdata_segment._verbs import Result, recover_and_check, write_result
@@ -19,7 +20,6 @@ from spatialdata_segment.core.matching import Fate, Resolution, Rules, resolve
 from spatialdata_segment.core.measure import locate
 from spatialdata_segment.errors import InputError, SegmentationWarning
 from spatialdata_segment.formats._frames import Cells
-from spatialdata_segment.formats._labels import as_planes
 from spatialdata_segment.formats._read import read_polygons
 from spatialdata_segment.formats._read_labels import read_labels
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def add_labels(
     sdata: SpatialData,
-    labels: NDArray[np.integer] | da.Array | xr.DataArray | str | os.PathLike[str],
+    labels: NDArray[np.integer] | da.Array | xr.DataArray | xr.DataTree | str | os.PathLike[str],
     image_key: str,
     *,
     scale: str = "scale0",
@@ -170,7 +170,7 @@ def _labels(sdata: SpatialData, labels: Any) -> tuple[da.Array, str]:
     else:
         data, source = labels, type(labels).__name__
     planes = as_planes(data)
-    return (planes if data.ndim == 3 else planes[0]), source
+    return (planes if ndim_of(data) == 3 else planes[0]), source
 
 
 def _polygons(sdata: SpatialData, polygons: Any, ref: _elements.ImageRef, system: str) -> tuple[Any, str]:
