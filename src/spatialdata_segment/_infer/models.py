@@ -149,9 +149,9 @@ def fetch(model: Model, *, progress: bool) -> None:
     MissingError
         If they are not there and cannot be downloaded, or torch is not installed.
     """
-    if isinstance(model.part, Workflow):
+    if isinstance(model.part, Workflow) or not model.part.uses_device:
         return
-    require("torch", "cellpose")
+    require("torch", "stardist" if isinstance(model.part, StarDist) else "cellpose")
     if isinstance(model.part, Cellpose) and model.part.model is not None:
         asks = model.part.diameter is None and model.part.rescale is None
         cellpose.ensure_model(model.part.model, size=asks, progress=progress)
