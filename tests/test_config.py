@@ -37,8 +37,8 @@ def own_registry(monkeypatch):
         ({"nucleus": {"threshold": 3}}, "method is missing"),
         ({"nucleus": NUCLEI, "filtering_threshold_mask_matching": 1.2}, "less than or equal to 1"),
         ({"nucleus": NUCLEI, "multinucleated": "maybe"}, "'drop' or 'keep'"),
-        ({"nucleus": NUCLEI, "nuclues": 3}, "Extra inputs"),
-        ({"nucleus": 3}, "instance of Method"),
+        ({"nucleus": NUCLEI, "nuclues": 3}, "Extra inputs|unknown"),
+        ({"nucleus": 3}, "instance of Method|expected names and values"),
     ],
 )
 def test_workflow_that_cannot_be(parameters, message):

@@ -193,8 +193,11 @@ def test_its_own() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"WGASegmentatoin": {}}, r"'WGASegmentatoin' is no workflow \(did you mean 'WGASegmentation'\?\)"),
-        ({"DAPISegmentation": {"shardsize": 3}}, r"'shardsize' is unknown \(did you mean 'shard_size'\?\)"),
+        ({"WGASegmentatoin": {}}, r"WGASegmentatoin: unknown \(did you mean 'WGASegmentation'\?\)"),
+        (
+            {"DAPISegmentation": {"shardsize": 3}},
+            r"DAPISegmentation.shardsize: unknown \(did you mean 'shard_size'\?\)",
+        ),
         (
             {
                 "WGASegmentation": {
@@ -203,21 +206,65 @@ def test_its_own() -> None:
                     "cytosol_segmentation": {"erosoin": 2, "dilation": -1},
                 }
             },
-            r"'erosoin' is unknown \(did you mean 'erosion'\?\); cytosol_segmentation: dilation: .*-1; "
-            "threads: expected a whole number from 1, not 'two'; nGPUs: expected a whole number from 0, not -1",
+            r"nucleus_segmentation: missing; WGASegmentation.threads: expected a whole number from 1, .*, not 'two'; "
+            r"WGASegmentation.nGPUs: expected a whole number from 0, .*, not -1; WGASegmentation.cytosol_segmentation."
+            r"erosoin: unknown \(did you mean 'erosion'\?\); WGASegmentation.cytosol_segmentation.dilation: .*-1",
         ),
-        ({"DAPISegmentationCellpose": {}}, "no model"),
-        ({"DAPISegmentation": None}, "expected parameters, not None"),
-        ({"DAPISegmentation": {"nucleus_segmentation": 3}}, "nucleus_segmentation: expected parameters, not 3"),
-        ({"DAPISegmentation": {"cytosol_segmentation": {}}}, "'cytosol_segmentation' is unknown"),
-        ({"WGASegmentation": {"filter_masks_size": True}}, "filter_masks_size=True without a bound"),
-        ({"pipeline": {"n_merge_tile_processes": 0}}, "n_merge_tile_processes=0, expected a whole number from 1"),
-        ({"pipeline": 3}, "expected names and values in pipeline"),
+        ({"DAPISegmentationCellpose": {}}, "nucleus_segmentation: missing; .*: no model"),
+        ({"DAPISegmentation": None}, "expected names and values, not None"),
+        ({"DAPISegmentation": {"nucleus_segmentation": 3}}, "nucleus_segmentation: expected names and values, not 3"),
+        ({"DAPISegmentation": {"cytosol_segmentation": {}}}, "cytosol_segmentation: unknown"),
+        ({"DAPISegmentation": {"nucleus_segmentation": {}, "cache": 3}}, "cache: expected a folder, not 3"),
+        (
+            {"WGASegmentation": {"filter_masks_size": True, "nucleus_segmentation": {}, "cytosol_segmentation": {}}},
+            "filter_masks_size=True without a bound",
+        ),
+        (
+            {
+                "CytosolSegmentationCellpose": {
+                    "match_masks": "maybe",
+                    "segmentation_channel_nuclei": [1, 2],
+                    "nucleus_segmentation": {"diameter": 0},
+                    "cytosol_segmentation": {"model": "cyto2", "normalize": {"percentil": [1, 2]}},
+                }
+            },
+            r"nucleus_segmentation.diameter: is 0.*cytosol_segmentation.normalize.percentil: unknown \(did you mean "
+            r"'percentile'\?\).*segmentation_channel_nuclei: \[1, 2\] are 2 channels.*match_masks: expected a valid "
+            "boolean, not 'maybe'",
+        ),
+        ({"pipeline": {"n_merge_tile_processes": 0}}, "n_merge_tile_processes: expected a whole number from 1, not 0"),
+        (
+            {"pipeline": 3, "postproces": {}},
+            r"postproces: unknown \(did you.*; pipeline: expected names and values, not 3",
+        ),
         ({"pipeline": {"overlap_margin": -5}}, "overlap_margin=-5, expected a whole number from 0"),
-        ({"postprocess": {"niter": "many", "min_size": "x"}}, r"min_size: .*not 'x'; niter: .*not 'many'"),
-        ({"DAPISegmentation": {True: 2}}, "'True' is unknown"),
-        ({1: {}}, "1: Extra inputs"),
-        ({"pipeline": {"infer_sizes": 3}}, "'infer_sizes' is no setting"),
+        (
+            {"postprocess": {"niter": "many", "min_size": "x"}, "pipeline": {"infer_size": 100}},
+            r"infer_size=100, expected a multiple .*postprocess.niter: .*not 'many'; postprocess.min_size: .*not 'x'",
+        ),
+        ({"DAPISegmentation": {True: 2}}, "True: unknown"),
+        ({1: {}}, "1: unknown, expected one of nucleus, cell"),
+        ({"pipeline": {"infer_sizes": 3}}, r"infer_sizes: unknown \(did you mean 'infer_size'"),
+        (
+            {"nucleus": {"method": "threshold-nuclie"}},
+            "nucleus.method: unknown method .*did you mean 'threshold-nuclei'",
+        ),
+        ({"nucleus": {"method": 3}}, "nucleus.method: expected a name"),
+        ({"nucleus": 3}, "nucleus: expected names and values, not 3"),
+        ({"nucleus": "threshold-nuclei", "preprocess": [{"name": "subtract"}]}, "preprocess.0: "),
+        (
+            {
+                "nucleus": {"method": "threshold-nuclei", "thresold": 1, "contrast": 2},
+                "nucleus_size": {"min": 3},
+                "match_masks": [],
+                "options": {"shard_size": 1.5, "chanels": 0},
+            },
+            r"options.chanels: unknown \(did you mean 'channels'\?\); options.shard_size: expected a valid integer, "
+            r"not 1.5; nucleus.thresold: unknown \(did you mean 'threshold'\?\); nucleus.contrast: expected a number "
+            r"less than 1, not 2; nucleus_size.min: unknown, expected one of min_size, max_size.*; match_masks: "
+            "expected a valid boolean",
+        ),
+        ({"options": {"scale": "scale0"}}, "a workflow needs a nucleus or a cell method"),
     ],
 )
 def test_every_problem_is_told(content, said) -> None:
@@ -279,11 +326,12 @@ def test_runs_share_a_cache(store: Path) -> None:
 def test_a_project_of_scportrait(store: Path) -> None:
     """Other steps of a project stand beside the segmentation."""
     block = {"nucleus_segmentation": {"threshold": 0.2}}
+    block["cytosol_segmentation"] = {}
     content = {"name": "p", "WGASegmentation": {}, "ShardedWGASegmentation": block, "HDF5CellExtraction": {"a": 1}}
     with pytest.warns(UserWarning, match=r"not used, .*: name, WGASegmentation, HDF5CellExtraction"):
         flow = read_configuration(content).workflow
     assert flow.nucleus == ThresholdNuclei.scportrait()
-    with pytest.raises(InputError, match="WGASegmentation, ShardedWGASegmentation, DAPISegmentation are 3 workflows"):
+    with pytest.raises(InputError, match=r"of 3 workflows \(WGASegmentation, ShardedWGASegmentation, DAPISegmentation"):
         read_configuration(content | {"DAPISegmentation": {}})
 
 

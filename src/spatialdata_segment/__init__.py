@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._preview import plan, preview
     from spatialdata_segment._raster import polygons_to_labels
     from spatialdata_segment._remote import read_remote
+    from spatialdata_segment._saved import saved_configuration
     from spatialdata_segment._segment import segment
     from spatialdata_segment._verbs import filter_labels, match_nuclei
     from spatialdata_segment.config import SizeFilter, Workflow
@@ -67,6 +68,7 @@ __all__ = [
     "read_remote",
     "register_method",
     "register_workflow",
+    "saved_configuration",
     "segment",
     "stitch_planes",
     "testing",
@@ -102,6 +104,7 @@ _HOME = {
     "read_remote": "_remote",
     "register_method": "methods.registry",
     "register_workflow": "methods.registry",
+    "saved_configuration": "_saved",
     "segment": "_segment",
     "stitch_planes": "_planes",
 }

@@ -7,10 +7,12 @@ import signal
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment import _elements
+from spatialdata_segment._dry_run import dry_decode, dry_predict, dry_run
 from spatialdata_segment._infer.command import do_infer as do_infer
 from spatialdata_segment._infer.command import fill_infer as fill_infer
 from spatialdata_segment._maps import read_manifest
@@ -19,6 +21,7 @@ from spatialdata_segment._phases import decode, predict
 from spatialdata_segment._preview import PLANNED, plan
 from spatialdata_segment._segment import DOT, segment
 from spatialdata_segment._stores import open_or_make_store, open_store
+from spatialdata_segment._table import read_metadata
 from spatialdata_segment._targets import Target, each, find_targets, raise_failed, read_workflow, target_of
 from spatialdata_segment.cluster import batch_script, cluster_client, read_config, template
 from spatialdata_segment.cluster.client import KINDS
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 def fill_run(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``run``."""
     _add_stores(parser)
+    _add_dry_run(parser)
     add_options(parser, segment, segment)
     _add_cluster(parser)
 
@@ -52,6 +56,7 @@ def fill_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="KEY", help="name of the image in it (default: the only one)")
     _add_workflow(parser)
     parser.add_argument("--maps", required=True, metavar="DIR", help="folder to write: new, or of an earlier call")
+    _add_dry_run(parser)
     add_options(parser, predict, segment)
     _add_cluster(parser)
 
@@ -63,6 +68,7 @@ def fill_decode(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--store", help="write into this store, such as the image's own: then intensities are measured")
     where.add_argument("--output", metavar="STORE", help="the same; where it is not there, an empty one is made")
     parser.add_argument("--workflow", metavar="NAME|FILE", help="with other thresholds (default: that of predict)")
+    _add_dry_run(parser)
     add_options(parser, decode, segment)
     _add_cluster(parser)
 
@@ -95,6 +101,10 @@ def _add_workflow(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
+
+
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workers")
     group.add_argument("--cluster", choices=KINDS, help="jobs of SLURM, processes of this machine, or its GPUs")
@@ -110,6 +120,10 @@ def do_run(args: argparse.Namespace) -> None:
     if _wrote_script(args, config):
         return
     targets, unread = find_targets(args)
+    if args.dry_run:
+        failed = dry_run(args, targets, two_phases=config is not None and config.two_phases)
+        _raise_failed(args, unread | failed, len(targets) + len(unread))
+        return
     if config is not None and config.two_phases:
         failed = _run_in_two(args, targets, config)
     else:
@@ -118,7 +132,7 @@ def do_run(args: argparse.Namespace) -> None:
     for target in targets:
         if target.store not in failed:
             _tell(args, target.store, target.sdata)
-    raise_failed(unread | failed, len(targets) + len(unread))
+    _raise_failed(args, unread | failed, len(targets) + len(unread))
 
 
 def _run_one(args: argparse.Namespace, target: Target) -> None:
@@ -184,8 +198,12 @@ def do_predict(args: argparse.Namespace) -> None:
     flow = read_workflow(args.workflow, args)
     target = target_of(args.store, {} if args.image is None else {args.image: flow}, flow)
     ((key, flow),) = target.flows.items()
+    if args.dry_run:
+        dry_predict(args, target, key, flow)
+        return
     with _workers(args, config, "predict"):
         print(predict(target.sdata, key, flow, args.maps, **given(predict, args)))
+    args.summary |= {"store": target.store, "image": key, "maps": args.maps}
 
 
 def do_decode(args: argparse.Namespace) -> None:
@@ -194,6 +212,9 @@ def do_decode(args: argparse.Namespace) -> None:
     if _wrote_script(args, config):
         return
     workflow = None if args.workflow is None else read_workflow(args.workflow, args)
+    if args.dry_run:
+        dry_decode(args, workflow)
+        return
     read_manifest(Path(args.maps))  # nothing is made where there are no maps
     sdata = open_or_make_store(args.output) if args.store is None else open_store(args.store)
     with _workers(args, config, "decode"):
@@ -208,13 +229,16 @@ def do_plan(args: argparse.Namespace) -> None:
     for target in targets:
         for key, flow in target.flows.items():
             prefix = target.prefix(key, options.get("key_added", "segmentation"))
-            print(f"{target.store} {key}: {plan(target.sdata, key, flow, **options | {'key_added': prefix})}")
-    raise_failed(failed, len(targets) + len(failed))
+            found = plan(target.sdata, key, flow, **options | {"key_added": prefix})
+            args.summary.setdefault("plans", []).append({"of": f"{target.store} {key}", **asdict(found)})
+            print(f"{target.store} {key}: {found}")
+    _raise_failed(args, failed, len(targets) + len(failed))
 
 
-def do_cluster_template(_: argparse.Namespace) -> None:
+def do_cluster_template(args: argparse.Namespace) -> None:
     """Print a cluster configuration."""
-    print(template(), end="")
+    args.summary["yaml"] = template()
+    print(args.summary["yaml"], end="")
 
 
 def _cluster_config(args: argparse.Namespace) -> ClusterConfig | None:
@@ -236,6 +260,8 @@ def _wrote_script(args: argparse.Namespace, config: ClusterConfig | None) -> boo
     """Write a batch script where one is asked for."""
     if args.sbatch is None:
         return False
+    if args.dry_run:
+        raise InputError(f"--sbatch {args.sbatch} with --dry-run: leave one out")
     if config is None:
         raise InputError("--sbatch needs --cluster-config, which says what to ask for")
     if getattr(args, "resume", True) is False:
@@ -245,6 +271,7 @@ def _wrote_script(args: argparse.Namespace, config: ClusterConfig | None) -> boo
     arguments = [*args.argv[:at], *args.argv[at + length :]]
     args.sbatch.write_text(batch_script(config, args.cluster, arguments, Path.cwd()))
     Path(config.phase("driver").log_directory).mkdir(parents=True, exist_ok=True)
+    args.summary["script"] = str(args.sbatch)
     print(f"sbatch {args.sbatch}")
     return True
 
@@ -263,8 +290,17 @@ def _workers(args: argparse.Namespace, config: ClusterConfig | None, phase: Phas
         signal.signal(signal.SIGTERM, before)
 
 
+def _raise_failed(args: argparse.Namespace, failed: dict[str, SegmentationError | OSError], total: int) -> None:
+    """Raise where some stores failed, and list them in the summary."""
+    args.summary["failed"] = {store: str(error) for store, error in failed.items()}
+    raise_failed(failed, total)
+
+
 def _tell(args: argparse.Namespace, store: str, sdata: SpatialData) -> None:
     """Print what was written."""
     key_added = f"{getattr(args, 'key_added', 'segmentation')}_"
-    names = (name for _, name, _ in sdata.gen_elements())
-    print(f"{store}: {', '.join(sorted(n for n in names if n.startswith(key_added) or f'_{key_added}' in n))}")
+    every = sorted(name for _, name, _ in sdata.gen_elements())
+    names = [n for n in every if n.startswith(key_added) or f"_{key_added}" in n]
+    counts = {n: read_metadata(sdata[n])["counts"] for n in names if n.endswith(f"{key_added}table")}
+    args.summary.setdefault("results", []).append({"store": store, "elements": names, "counts": counts})
+    print(f"{store}: {', '.join(names)}")

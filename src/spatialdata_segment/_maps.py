@@ -19,7 +19,7 @@ from spatialdata_segment import _elements
 from spatialdata_segment._channels import Channel, roles
 from spatialdata_segment._prepare import Prepared, needed_shards
 from spatialdata_segment._region import BLOCK, Region
-from spatialdata_segment._request import AtLeast, Request, make_plans, measured_channels
+from spatialdata_segment._request import AtLeast, Request, make_plans, measured_channels, unique_channels
 from spatialdata_segment.config import Workflow
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.plan import Plan
@@ -70,6 +70,11 @@ def check_maps(flow: Workflow) -> None:
             )
 
 
+def maps_fingerprint(request: Request) -> dict[str, Any]:
+    """Return what decides the content of a store of maps."""
+    return {"holds": "maps", **request.fingerprint()}
+
+
 @contextmanager
 def opened(
     folder: Path, request: Request, executor: Executor, *, resume: bool = True, overwrite: bool = False
@@ -77,7 +82,7 @@ def opened(
     """Open the store of maps of a request; those of another one are only replaced with ``overwrite``."""
 
     def take(resume: bool) -> Scratch:
-        fingerprint = {"holds": "maps", **request.fingerprint()}
+        fingerprint = maps_fingerprint(request)
         resumable, what = request.workflow.resumable, "folder of maps"
         return Scratch(
             folder, fingerprint, given=True, resume=resume, resumable=resumable, what=what, discards="overwrite=True"
@@ -150,6 +155,7 @@ def _manifest(ready: Prepared) -> dict[str, Any]:
         "region_check": None if region is None else region.fingerprint(),
         "shard_size": int(np.prod([max(c) for c in plan.chunks])),
         "overlap_px": request.overlap_px,
+        "options": {k: v for k, v in request.options.items() if k != "measure_channels"},
         "workflow": request.workflow.model_dump(mode="json"),
         "device": request.devices[0].partition(":")[0],
         "masks": masks,
@@ -258,6 +264,7 @@ def prepared_of(
         roi_key=kept["roi_key"],
         overlap_px=overlap,
         devices=here,
+        options=_options(ref, kept.get("options", {}), measure_channels, system),
         files={"maps": digest(kept)},
         said={m: _said(masks[m]["fingerprint"], flow.methods()[m]) for m in methods},
         made_on=kept["device"],
@@ -307,6 +314,16 @@ def _image_of(sdata: SpatialData, kept: Mapping[str, Any]) -> _elements.Grid:
             "were predicted of, or one without an image of that name"
         )
     return ref
+
+
+def _options(
+    ref: _elements.Grid, before: Mapping[str, Any], measured: Sequence[str | int] | str | int | None, system: str
+) -> dict[str, Any]:
+    """Return what `Request.options` has for a run in one phase; the region's coordinate system goes first."""
+    now: dict[str, Any] = {"measure_channels": unique_channels(ref, measured)}
+    if not before.keys() & {"roi_key", "bounding_box"}:
+        now["to_coordinate_system"] = None if system == "global" else system
+    return {k: v for k, v in {**before, **now}.items() if v is not None}
 
 
 def _measured(ref: _elements.Grid, wanted: Sequence[str | int] | str | int | None) -> tuple[int, ...]:

@@ -18,6 +18,21 @@ _TURNED = {
 }
 """Flags of parameters that are True unless said otherwise."""
 
+_GROUPS = {
+    "what is segmented": (
+        "channels", "scale", "roi_key", "bounding_box", "pixel_size", "to_coordinate_system",
+    ),
+    "what is written": ("key_added", "measure_channels", "shapes", "table", "keep_maps", "overwrite"),
+    "how it runs": ("shard_size", "overlap_px", "n_jobs", "devices", "scratch", "resume", "progress"),
+}  # fmt: skip
+"""Headings in the help."""
+
+_VALUES = {
+    "scale": "NAME", "roi_key": "KEY", "bounding_box": "X0,Y0,X1,Y1", "pixel_size": "UM", "overlap_px": "PX",
+    "to_coordinate_system": "NAME", "key_added": "PREFIX", "scratch": "DIR", "devices": "NAME,...",
+}  # fmt: skip
+"""What stands for a value in the help, where the type does not say it."""
+
 _ELSEWHERE = {"sdata", "workflow"}
 """Keyword-only parameters that are no value of an option."""
 
@@ -36,26 +51,40 @@ def add_options(
     """
     known = descriptions(like) | {k: t for k, t in descriptions(function).items() if not t.startswith("As for ")}
     known |= said or {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    parameters = inspect.signature(function).parameters
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, parameter in parameters.items():
         if (
             parameter.kind is not parameter.KEYWORD_ONLY
             or name in _ELSEWHERE
             or (only is not None and name not in only)
         ):
             continue
-        text = known[name].replace("%", "%%").replace("None:", "Default:")
+        heading = next((h for h, names in _GROUPS.items() if name in names), "further")
+        group = groups.get(heading) or groups.setdefault(heading, parser.add_argument_group(heading))
+        text = _as_help(known[name], name, parameter.default, parameters)
         if parameter.annotation == "bool":
             flag, text = _TURNED[name] if parameter.default else (name, text)
             action = "store_false" if parameter.default else "store_true"
-            parser.add_argument(_dashed(flag), dest=name, default=argparse.SUPPRESS, help=text, action=action)
+            group.add_argument(_dashed(flag), dest=name, default=argparse.SUPPRESS, help=text, action=action)
             continue
         kinds = [k for k in (int, float, str) if re.search(rf"\b{k.__name__}\b", parameter.annotation)]
         several = "Sequence" in parameter.annotation
         parts = "Mapping" in parameter.annotation
-        parser.add_argument(
+        group.add_argument(
             _dashed(name), default=argparse.SUPPRESS, help=text, type=_reader(kinds, several, parts),
             metavar=_metavar(name, kinds, several, parts),
         )  # fmt: skip
+
+
+def _as_help(text: str, name: str, default: object, names: Collection[str]) -> str:
+    """Return a text of a docstring as help: with options for parameters, and with the default."""
+    for other in names:
+        if "_" in other and other != name:
+            text = re.sub(rf"(?<![\w{{]){other}\b", _dashed(other), text)
+    text = text.replace("%", "%%").replace("; None:", "; default:").replace("None:", "Default:").replace("=True", "")
+    text = text[0].lower() + text[1:] if text[1:2].islower() else text
+    return f"{text.rstrip('.')} (default: {default})" if isinstance(default, str) else text
 
 
 def given(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -66,7 +95,7 @@ def given(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, A
 
 def descriptions(function: Callable[..., Any]) -> dict[str, str]:
     """Return what the section "Parameters" of a numpy docstring says of each."""
-    found = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", inspect.getdoc(function) or "", re.M | re.S)
+    found = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", f"{inspect.getdoc(function)}\n", re.M | re.S)
     said: dict[str, str] = {}
     for names, text in re.findall(r"^(\S.*)\n((?:(?:[ ]+.*)?\n)*)", found.group(1) if found else "", re.M):
         plain = " ".join(text.replace("``", "").replace("`", "").split())
@@ -80,6 +109,8 @@ def _dashed(name: str) -> str:
 
 def _metavar(name: str, kinds: Iterable[type], several: bool, parts: bool) -> str:
     """Return what stands for a value in the help."""
+    if name in _VALUES:
+        return _VALUES[name]
     if parts:
         return "N|PART=N,..."
     if several:

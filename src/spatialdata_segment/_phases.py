@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+    from spatialdata_segment._prepare import Prepared
+    from spatialdata_segment._request import Request
     from spatialdata_segment.methods.base import Method
 
 
@@ -78,30 +80,23 @@ def predict(
     ScratchError
         When the folder holds something else, or cannot be written.
     """
-    flow, executor = as_workflow(workflow), Executor(n_jobs)
-    request = resolve(
+    executor = Executor(n_jobs)
+    request = request_maps(
         sdata,
         image_key,
-        flow,
+        as_workflow(workflow),
+        maps,
+        executor,
         channels=channels,
         scale=scale,
         roi_key=roi_key,
         bounding_box=bounding_box,
-        key_added="maps",
-        measure_channels=(),
         to_coordinate_system=to_coordinate_system,
         pixel_size=pixel_size,
         shard_size=shard_size,
         overlap_px=overlap_px,
-        executor=executor,
         devices=devices,
-        shapes=False,
-        table=False,
     )
-    check_maps(flow)
-    store, folder = _elements.local_store(sdata), Path(maps).resolve()
-    if store is not None and store.resolve() in folder.parents and (store / DOT).resolve() not in folder.parents:
-        raise InputError(f"maps={str(maps)!r} lies among the elements of {store}: pass a folder outside of the store")
     with (
         progress_bars(progress),
         opened(Path(maps), request, executor, resume=resume, overwrite=overwrite) as kept,
@@ -109,6 +104,28 @@ def predict(
     ):
         with_maps(prepare(readable, kept.part, executor, kept=True), kept, executor)
     return Path(maps)
+
+
+def request_maps(
+    sdata: SpatialData, image_key: str, flow: Workflow, maps: str | Path, executor: Executor, **options: Any
+) -> Request:
+    """Check everything that `predict` can know beforehand; ``options``: those of its own that decide the maps."""
+    request = resolve(
+        sdata,
+        image_key,
+        flow,
+        key_added="maps",
+        measure_channels=(),
+        executor=executor,
+        shapes=False,
+        table=False,
+        **options,
+    )
+    check_maps(flow)
+    store, folder = _elements.local_store(sdata), Path(maps).resolve()
+    if store is not None and store.resolve() in folder.parents and (store / DOT).resolve() not in folder.parents:
+        raise InputError(f"maps={str(maps)!r} lies among the elements of {store}: pass a folder outside of the store")
+    return request
 
 
 def decode(
@@ -164,24 +181,19 @@ def decode(
     ShardError, ScratchError
         As `segment`.
     """
-    folder, kept = Path(maps), read_manifest(Path(maps))
-    flow = read_workflow(kept) if workflow is None else as_workflow(workflow)
-    if scratch is not None and folder.resolve() in (Path(scratch).resolve(), *Path(scratch).resolve().parents):
-        raise InputError(f"scratch={str(scratch)!r} lies in the folder of the maps, {folder}: pass another one")
     executor = Executor(n_jobs)
-    executor.check_seen(folder / MANIFEST, "what predict() left")
     if sdata is not None and _elements.local_store(sdata) is not None:
         recover_sdata(sdata)
     target = _elements.new_object() if sdata is None else sdata
-    ready = prepared_of(
-        folder,
-        kept,
-        flow,
+    ready = ready_to_decode(
+        maps,
         target,
+        workflow,
         executor,
+        scratch=scratch,
         key_added=key_added,
         measure_channels=measure_channels,
-        system=to_coordinate_system,
+        to_coordinate_system=to_coordinate_system,
         shard_size=shard_size,
         overlap_px=overlap_px,
         devices=devices,
@@ -192,3 +204,22 @@ def decode(
     with progress_bars(progress):
         execute(target, ready.request, executor, scratch=scratch, resume=resume, overwrite=overwrite, ready=ready)
     return target
+
+
+def ready_to_decode(
+    maps: str | Path,
+    target: SpatialData,
+    workflow: str | Workflow | Method | Mapping[str, Any] | None,
+    executor: Executor,
+    *,
+    scratch: str | Path | None,
+    to_coordinate_system: str,
+    **options: Any,
+) -> Prepared:
+    """Check everything that `decode` can know beforehand; ``options``: those of its own that decide the result."""
+    folder, kept = Path(maps), read_manifest(Path(maps))
+    flow = read_workflow(kept) if workflow is None else as_workflow(workflow)
+    if scratch is not None and folder.resolve() in (Path(scratch).resolve(), *Path(scratch).resolve().parents):
+        raise InputError(f"scratch={str(scratch)!r} lies in the folder of the maps, {folder}: pass another one")
+    executor.check_seen(folder / MANIFEST, "what predict() left")
+    return prepared_of(folder, kept, flow, target, executor, system=to_coordinate_system, **options)

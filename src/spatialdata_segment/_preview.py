@@ -136,7 +136,11 @@ def plan(
         As `segment` would, for what can be known before it runs.
     """
     executor = Executor(n_jobs)
-    request = resolve(sdata, image_key, as_workflow(workflow), executor=executor, **_planned(options))
+    return plan_of(resolve(sdata, image_key, as_workflow(workflow), executor=executor, **_planned(options)), executor)
+
+
+def plan_of(request: Request, executor: Executor) -> RunPlan:
+    """Return what a checked call would take."""
     methods = request.methods
     masks = {name: _mask_plan(request, name, method) for name, method in methods.items()}
     pixels = float(np.prod(request.info.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,8 @@ class Request:
         What to write, and under which prefix.
     devices
         Where networks run.
+    options
+        The options of `segment` that decide the result, and are not the default: as a file has them.
     files
         What tells the image, or the maps, without reading them; None: nothing does.
     said, made_on
@@ -92,6 +94,7 @@ class Request:
     roi_key: str | None = None
     overlap_px: int | Sequence[int] | None = None
     devices: tuple[str, ...] = ("cpu",)
+    options: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] | None = None
     said: dict[str, dict[str, Any]] | None = None
     made_on: str | None = None
@@ -249,6 +252,7 @@ def resolve(
         roi_key=roi_key,
         overlap_px=None if overlap_px is None else _plain(overlap_px),
         devices=executor.devices(devices, used=any(m.uses_device for m in methods.values())),
+        options=_options(ref, info, channels, measure_channels, scale, roi_key, bounding_box, to_coordinate_system),
         files=_elements.stat_fingerprint(ref),
     )
     if isinstance(overlap_px, AtLeast):
@@ -258,6 +262,38 @@ def resolve(
     executor.check_loads(workflow, "the workflow")
     check_memory(request.plans, methods, request.images, executor, lambda n: make_plans(methods, info, n, overlap_px))
     return request
+
+
+def _options(
+    ref: _elements.ImageRef,
+    info: ImageInfo,
+    channels: Sequence[str | int] | str | int | None,
+    measure_channels: Sequence[str | int] | str | int | None,
+    scale: str,
+    roi_key: str | None,
+    bounding_box: Sequence[float] | None,
+    system: str,
+) -> dict[str, Any]:
+    """Return what decides the result besides the workflow, as a file has it; calls that mean the same say the same."""
+    every = {
+        "channels": unique_channels(ref, channels),
+        "scale": None if scale == "scale0" else scale,
+        "roi_key": roi_key,
+        "bounding_box": None if bounding_box is None else np.ravel(np.asarray(bounding_box, float)).tolist(),
+        "measure_channels": unique_channels(ref, measure_channels),
+        "to_coordinate_system": None if system == "global" else system,
+        "pixel_size": None if info.pixel_size is None else list(info.pixel_size),
+    }
+    return {name: value for name, value in every.items() if value is not None}
+
+
+def unique_channels(ref: _elements.Grid, wanted: Sequence[str | int] | str | int | None) -> list[str | int] | None:
+    """Return channels by name, where only one bears it, else by index; a stain of an RGB image is a name too."""
+    if wanted is None:
+        return None
+    names = list(ref.channels)
+    listed = [wanted] if isinstance(wanted, str | int | np.integer) else list(wanted)
+    return [c if isinstance(c, str) else names[c] if names.count(names[c]) == 1 else int(c) for c in listed]
 
 
 def _image(ref: _elements.ImageRef, info: ImageInfo, channels: Sequence[Channel], before: Preprocessing) -> ImageInfo:

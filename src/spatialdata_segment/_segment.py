@@ -305,7 +305,7 @@ def _write_record(
         "devices": list(request.devices),
         "plan": {m: {"grid": list(p.grid), "halo": list(p.halo)} for m, p in plans.items()},
         "evidence": {m: mask.evidence for m, mask in masks.items()},
-        "parameters": request.parameters(),
+        "parameters": {**request.parameters(), "options": request.options},
     }
     logger.info("segmentation finished: %s", record)
     if folder.given:

@@ -344,7 +344,7 @@ def _stage_cells(
     parts = [b.intensities for b in blocks if b.intensities is not None]
     means = _means(combine_intensities(parts), fate, request) if parts else None
     counts = {m: _counts(request.methods[m], o, outcome.fate(m)) for m, o in outcome.objects.items()}
-    metadata = {**request.parameters(), "statistics": statistics, "counts": counts}
+    metadata = {**request.parameters(), "options": request.options, "statistics": statistics, "counts": counts}
     staging.table(
         f"{request.key_added}_table",
         cells_table(

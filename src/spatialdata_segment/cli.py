@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,31 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    0, or 2 where something was wrong and stderr says what; a wrong argument raises ``SystemExit(2)``.
+    0; 2 where something was wrong and stderr says what; 1 for an error that nobody foresaw; 130 after Ctrl-C, 143 after
+    SIGTERM. A wrong argument raises ``SystemExit(2)``.
     """
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
-    from spatialdata_segment.errors import SegmentationError, SegmentationWarning
+    from spatialdata_segment._process import run_command
 
-    with warnings.catch_warnings():
-        if not args.debug:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("default", SegmentationWarning)
-            warnings.showwarning = _show
-            logging.getLogger("ome_zarr").setLevel(logging.ERROR)
-        try:
-            args.run(args)
-        except (SegmentationError, OSError) as error:
-            if args.debug:
-                raise
-            print(f"spatialdata-segment: error: {error}", file=sys.stderr)
-            return 2
-    return 0
-
-
-def _show(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning in one line."""
-    print(f"spatialdata-segment: warning: {message}", file=sys.stderr)
+    return run_command(args)
 
 
 _VERBS = {
@@ -64,10 +45,49 @@ _VERBS = {
 }
 
 
+_USAGES = {
+    "run": "STORE [STORE ...] [--image KEY] [--workflow NAME|FILE]",
+    "infer": "(--image-path FILE | --image-dir DIR) [--model-type NAME] [--output-dir DIR]",
+    "predict": "STORE --maps DIR [--image KEY] [--workflow NAME|FILE]",
+    "decode": "MAPS (--store STORE | --output STORE) [--workflow NAME|FILE]",
+    "plan": "STORE [STORE ...] [--image KEY] [--workflow NAME|FILE]",
+    "poly2mask": "DIR",
+    "stitch": "DIR",
+}
+_EXAMPLES = {
+    "run": (
+        "tissue.zarr",
+        "tissue.zarr --image dapi --workflow wga --channels DAPI,WGA --dry-run",
+        "slides/ --workflow config.yaml --n-jobs 8 --overwrite",
+        "tissue.zarr --workflow cytosol_cellpose --cluster slurm --cluster-config cluster.yaml",
+    ),
+    "infer": (
+        "--image-path slide.tif --channels 0,1",
+        "--image-dir planes --model-type nuclei-small --channels 0 --output-dir cells",
+        "--image-path he.svs --model-type he2 --format sdata,geojson",
+        "--image-path other.tif --config-file cells/metadata.json",
+    ),
+    "predict": ("tissue.zarr --workflow nuclei-small --maps maps",),
+    "decode": ("maps --output cells.zarr", "maps --store tissue.zarr --workflow stricter.yaml --key-added stricter"),
+    "plan": ("tissue.zarr --workflow wga --n-jobs 8",),
+    "poly2mask": ("slide_0_0-1_cyto3",),
+    "stitch": ("planes_results --iou-threshold 0.5",),
+    "config": ("wga > config.yaml", "--from tissue.zarr --table segmentation_table", "--list"),
+}
+
+
+def _examples(name: str) -> str:
+    """Return the end of a help page."""
+    lines = [f"  spatialdata-segment {name} {arguments}" for arguments in _EXAMPLES[name]]
+    codes = "exit codes: 0 done, 2 something is wrong and the message says what, 1 a fault of the program"
+    return "\n".join(["examples:", *lines, "", codes])
+
+
 class _Command(argparse.ArgumentParser):
     """A command; those of `_VERBS` learn their options when they are called, from functions slow to import."""
 
     lazy = ""
+    is_bare = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, with all options there."""
@@ -76,6 +96,11 @@ class _Command(argparse.ArgumentParser):
 
             getattr(_commands, f"fill_{self.lazy}")(self)
             self.lazy = ""
+        if self.is_bare:
+            group = self.add_argument_group("for scripts, and when something is wrong")
+            group.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+            group.add_argument("--debug", action="store_true", help="show all warnings, and the traceback of an error")
+            self.is_bare = False
         return super().parse_known_args(args, namespace)
 
 
@@ -92,13 +117,45 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
     for name, text in _VERBS.items():
-        verb = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        verb = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            usage=f"spatialdata-segment {name} {_USAGES[name]} [option ...]",
+            epilog=_examples(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         verb.lazy = name
         _finish(verb, partial(_run_verb, name))
+    _add_config(commands)
     _add_cluster(commands)
     _add_demo(commands)
     _add_models(commands)
     return parser
+
+
+def _add_config(commands: argparse._SubParsersAction[_Command]) -> None:
+    config = commands.add_parser(
+        "config",
+        help="print a configuration to change: of a workflow, a method, or a result that is there",
+        description="Print a configuration in YAML with a comment on every parameter, for `run --workflow FILE`.",
+        epilog=_examples("config"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    config.add_argument(
+        "name", nargs="?", metavar="NAME", help="a workflow, such as wga, or a method, such as cellpose"
+    )
+    config.add_argument("--list", action="store_true", help="names that there are")
+    config.add_argument("--from", dest="store", metavar="STORE", help="the configuration that made a result in it")
+    config.add_argument("--table", metavar="KEY", help="table of that result (default: the only one)")
+    _finish(config, _config)
+
+
+def _config(args: argparse.Namespace) -> None:
+    from spatialdata_segment._config_command import do_config
+
+    do_config(args)
 
 
 def _add_cluster(commands: argparse._SubParsersAction[_Command]) -> None:
@@ -148,8 +205,8 @@ def _add_models(commands: argparse._SubParsersAction[_Command]) -> None:
     _finish(fetch, _fetch_models)
 
 
-def _finish(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
-    command.add_argument("--debug", action="store_true", help="show warnings, and the traceback of an error")
+def _finish(command: _Command, run: Callable[[argparse.Namespace], None]) -> None:
+    command.is_bare = True
     command.set_defaults(run=run)
 
 
@@ -167,12 +224,21 @@ def _demo(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         progress=not args.quiet,
     )
+    args.summary |= {
+        "counts": {mask: {"candidates": n, "kept": kept} for mask, (n, kept) in result.counts.items()},
+        "dropped": result.dropped,
+        "seconds": result.seconds,
+        "peak_memory_bytes": result.peak_memory,
+        "f1": {mask: dict(zip(scores.thresholds, scores.f1, strict=True)) for mask, scores in result.scores.items()},
+        "files": [str(path) for path in result.files],
+    }
     print(result)
 
 
 def _list_models(args: argparse.Namespace) -> None:
-    from spatialdata_segment.methods.cellpose.models import overview
+    from spatialdata_segment.methods.cellpose.models import listed, overview
 
+    args.summary["models"] = listed()
     print(overview())
 
 
@@ -185,9 +251,12 @@ def _fetch_models(args: argparse.Namespace) -> None:
             check_name(name)
     for name in args.names:
         if name in stardist.PRETRAINED:
-            print(f"{name}: {stardist.fetch_model(name, progress=not args.quiet)}")
+            folder = stardist.fetch_model(name, progress=not args.quiet)
+            args.summary[name] = [str(folder)]
+            print(f"{name}: {folder}")
             continue
         files = fetch_model(name, progress=not args.quiet)
+        args.summary[name] = [str(path) for path in (files.weights, files.size) if path is not None]
         for path in (files.weights, files.size):
             if path is not None:
                 print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")

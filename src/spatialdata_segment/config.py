@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from spatialdata_segment._preprocess import AnyStep, EqualizeHistogram
+from spatialdata_segment._problems import Problem, listed, nested, problems_of
 from spatialdata_segment.core.matching import Rules
 from spatialdata_segment.core.matching import SizeFilter as _SizeRule
 from spatialdata_segment.engine.preprocess import Preprocessing
@@ -141,10 +142,7 @@ class Workflow(BaseModel):
         if isinstance(value, str):
             value = {"method": value}
         if isinstance(value, Mapping):
-            given = dict(value)
-            if "method" not in given:
-                raise ValueError("method is missing: name it, as in method: threshold-nuclei")
-            return get_method(given.pop("method"))(**given)
+            return _made(value)
         if callable(value) and not isinstance(value, Method):
             return Function(function=value)
         return value
@@ -280,6 +278,23 @@ class Workflow(BaseModel):
         return {**self.model_dump(mode="json"), **methods, "preprocess": [s.fingerprint() for s in self.preprocess]}
 
 
+def _made(given: Mapping[str, Any]) -> Method:
+    """Make a method of its name and its parameters; every problem is told with its place."""
+    parameters = {str(name): value for name, value in given.items() if name != "method"}
+    if "method" not in given:
+        raise ValueError("method is missing: name it, as in method: threshold-nuclei")
+    if not isinstance(given["method"], str):
+        raise nested([Problem(("method",), f"expected a name, as in threshold-nuclei, not {given['method']!r}")])
+    try:
+        kind = get_method(given["method"])
+    except InputError as error:
+        raise nested([Problem(("method",), str(error))]) from error
+    try:
+        return kind(**parameters)
+    except ValidationError as error:
+        raise nested(problems_of(error, kind, parameters)) from error
+
+
 def as_workflow(given: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any]) -> Workflow:
     """Turn what `segment` accepts into a workflow: a name, a workflow, one method, a function, a mapping.
 
@@ -302,8 +317,7 @@ def as_workflow(given: str | Workflow | Method | Callable[..., Any] | Mapping[st
         if callable(given):
             return Workflow(cell=Function(function=given))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'workflow'}: {e['msg']}" for e in error.errors())
-        raise InputError(f"workflow not valid: {problems}") from error
+        raise InputError(f"workflow not valid: {listed(problems_of(error, Workflow, given))}") from error
     raise InputError(
         f"workflow is a {type(given).__name__}, expected a name, a Workflow, a method or a function (c, y, x) -> (y, x)"
     )

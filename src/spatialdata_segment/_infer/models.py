@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from spatialdata_segment._infer.he import find_route
-from spatialdata_segment._yaml import problems
+from spatialdata_segment._problems import listed, problems_of
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.errors import InputError, MissingError, require
 from spatialdata_segment.methods.cellpose import models as cellpose
 from spatialdata_segment.methods.cellpose.method import Cellpose
-from spatialdata_segment.methods.registry import workflow_names
+from spatialdata_segment.methods.registry import known_workflows
 from spatialdata_segment.methods.stardist.method import StarDist
 from spatialdata_segment.methods.stardist.models import PRETRAINED
 
@@ -128,7 +128,7 @@ def find_model(
     if name in cellpose.BUILT_IN or name in cellpose.own_models():
         made = _made(name, settings)
         return Model(name, made, _takes(made))
-    if name in PRETRAINED or name in workflow_names():
+    if name in PRETRAINED or name in known_workflows():
         if settings:
             given = ", ".join(settings)
             raise InputError(f"{name} is no model of Cellpose, and {given} {'is' if len(settings) == 1 else 'are'} "
@@ -137,7 +137,7 @@ def find_model(
             star = StarDist(name)
             return Model(name, star, star.said.n_channels)
         return Model(name, as_workflow(name))
-    known = [*HE, *cellpose.BUILT_IN, *cellpose.own_models(), *PRETRAINED, *workflow_names()]
+    known = [*HE, *cellpose.BUILT_IN, *cellpose.own_models(), *PRETRAINED, *known_workflows()]
     raise MissingError(f"no model type {name!r}: known are {', '.join(dict.fromkeys(known))}; for a file, --model-path")
 
 
@@ -161,7 +161,8 @@ def _made(model: str | None, settings: Mapping[str, Any]) -> Cellpose:
     try:
         return Cellpose(model, **settings)
     except ValidationError as error:
-        raise InputError(f"settings of {model or settings['model_path']}: {problems(error)}") from error
+        told = listed(problems_of(error, Cellpose, settings))
+        raise InputError(f"settings of {model or settings['model_path']}: {told}") from error
 
 
 def _takes(method: Cellpose) -> int:
@@ -175,7 +176,8 @@ def _takes(method: Cellpose) -> int:
 
 def _with(method: Method, **changes: Any) -> Method:
     """Return a method with other settings, checked."""
+    values = method.model_dump(exclude_unset=True) | changes
     try:
-        return type(method).model_validate(method.model_dump(exclude_unset=True) | changes)
+        return type(method).model_validate(values)
     except ValidationError as error:
-        raise InputError(problems(error)) from error
+        raise InputError(listed(problems_of(error, type(method), values))) from error

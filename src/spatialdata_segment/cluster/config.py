@@ -6,10 +6,19 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from dask.utils import parse_bytes, parse_timedelta
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from spatialdata_segment._yaml import problems, read_yaml
-from spatialdata_segment.errors import InputError
+from spatialdata_segment._problems import nested, problems_of
+from spatialdata_segment._yaml import read_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,13 +146,28 @@ class ClusterConfig(Jobs):
     driver: dict[str, Any] = {}
     """What differs for the job of the batch script (--sbatch), which submits the others and waits for them."""
 
+    @field_validator("predict", "decode", "driver")
+    @classmethod
+    def _phase_valid(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Check what a phase gives by itself."""
+        try:
+            Jobs(**({"cores": 1, "memory": "1 GiB"} | value))
+        except ValidationError as error:
+            if found := [p for p in problems_of(error, Jobs, value) if p.path]:
+                raise nested(found) from error
+        return value
+
     @model_validator(mode="after")
     def _phases_valid(self) -> Self:
+        """Check each phase as a whole."""
+        found = []
         for name in _PHASES:
             try:
                 self.phase(name)
             except ValidationError as error:
-                raise ValueError(f"in {name}: {problems(error)}") from error
+                found += [p.below(name) for p in problems_of(error, Jobs, getattr(self, name))]
+        if found:
+            raise nested(found)
         return self
 
     @property
@@ -177,14 +201,12 @@ def read_config(path: str | Path) -> ClusterConfig:
     MissingError, InputError
         If the file is not there, or what it holds is not valid; the message lists every problem.
     """
-    content = read_yaml(path, "cluster configuration")
+    document = read_document(path, "cluster configuration")
     try:
-        return ClusterConfig(**content)
+        return ClusterConfig(**document.content)
     except ValidationError as error:
-        raise InputError(
-            f"cluster configuration {path} is not valid: {problems(error)}. `spatialdata-segment cluster template` "
-            "prints one with comments"
-        ) from error
+        found = problems_of(error, ClusterConfig, document.content)
+        raise document.error(found, "`spatialdata-segment cluster template` prints one with comments") from error
 
 
 _SHOWN = {"jobs": "4", "cores": "8", "memory": "32 GiB", "walltime": '"04:00:00"'}

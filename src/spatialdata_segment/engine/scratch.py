@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 
 SCRATCH = "scratch folder"
+_PASS = "pass scratch= with a folder"
 
 PROGRAM = "spatialdata-segment"
 """Marks the manifest of a folder that may be cleared."""
@@ -93,7 +94,7 @@ class Scratch:
                 self._lock = lock
                 return
         except FileExistsError as error:
-            where = "pass scratch= with a folder" if self.what == SCRATCH else "pass a folder"
+            where = _PASS if self.what == SCRATCH else "pass a folder"
             raise ScratchError(f"{self.what} {self.folder} is a file: {where}") from error
         except OSError as error:
             raise scratch_error(self.folder, error) from error
@@ -110,20 +111,10 @@ class Scratch:
     def _open(self, manifest: Path, fingerprint: dict[str, Any], resume: bool, resumable: bool) -> None:
         for left in self.folder.glob(f".{manifest.name}.*"):  # of a run that was killed as it began
             left.unlink(missing_ok=True)
-        before = _read(manifest)
-        if not self.given and self.folder.is_dir():
-            before = {"program": PROGRAM, **fingerprint}  # the folder's name says it, whatever became of the manifest
-        foreign = before is None or before.pop("program", None) != PROGRAM
-        if foreign and self.given and self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
-            raise ScratchError(
-                f"{self.what} {self.folder} is not empty and holds no run of this package (or its run.json is "
-                "damaged): pass an empty or a new folder"
-            )
-        if before is not None and before != fingerprint and resume and self.given:
-            raise ScratchError(
-                f"{self.what} {self.folder} belongs to another run; different: {_difference(before, fingerprint)}. "
-                f"Pass another folder, or {self.discards} to discard what it holds"
-            )
+        if self.given:
+            before = check_free(self.folder, fingerprint, resume=resume, what=self.what, discards=self.discards)
+        else:
+            before = fingerprint  # the folder's name says it, whatever became of the manifest
         if before is not None and (before != fingerprint or not resume or not resumable):
             self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,6 +137,33 @@ class Scratch:
             if path.name == LOCK:
                 continue
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def check_free(
+    folder: Path, fingerprint: dict[str, Any], *, resume: bool, what: str = SCRATCH, discards: str = "resume=False"
+) -> dict[str, Any] | None:
+    """Return the fingerprint of the run that a folder belongs to, which a user named; None of a new one.
+
+    Raises
+    ------
+    ScratchError
+        If it is a file, holds something else, or another run while ``resume``.
+    """
+    if folder.is_file():
+        raise ScratchError(f"{what} {folder} is a file: {_PASS if what == SCRATCH else 'pass a folder'}")
+    before = _read(folder / "run.json") if folder.is_dir() else None
+    foreign = before is None or before.pop("program", None) != PROGRAM
+    if foreign and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
+        raise ScratchError(
+            f"{what} {folder} is not empty and holds no run of this package (or its run.json is damaged): pass an "
+            "empty or a new folder"
+        )
+    if before is not None and before != fingerprint and resume:
+        raise ScratchError(
+            f"{what} {folder} belongs to another run; different: {_difference(before, fingerprint)}. Pass another "
+            f"folder, or {discards} to discard what it holds"
+        )
+    return before
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -177,6 +177,15 @@ class Method(BaseModel):
     Subclass it, set the class variables, and implement `predict` and `decode`. `testing.MethodTests` holds a
     subclass to the contract.
 
+    Parameters
+    ----------
+    channels
+        Names or 0-based indices of the channels, in the method's order; None: the workflow's.
+    stitch_threshold
+        Of a volume: every plane is segmented by itself in 2D, and objects of consecutive planes whose IoU reaches
+        this, above 0 and up to 1, are joined; 0: planes keep distinct ids. None: in 3D, where the method can, else as
+        0. An image of one plane ``(y, x)`` has nothing to join.
+
     Attributes
     ----------
     name
@@ -214,6 +223,8 @@ class Method(BaseModel):
         The maps of all of the image come before any window is decoded: halos are predicted once.
     uses_device
         `predict` runs on one of the devices of the run, which several threads may use at once.
+    example
+        Values of parameters that have no default, for templates.
     bytes_per_pixel
         Peak working memory a window pixel, for the plan.
     seconds_per_megapixel
@@ -236,15 +247,12 @@ class Method(BaseModel):
     reads_parts: ClassVar[bool] = False
     maps_first: ClassVar[bool] = False
     uses_device: ClassVar[bool] = False
+    example: ClassVar[Mapping[str, Any]] = {}
     bytes_per_pixel: ClassVar[float] = 64.0
     seconds_per_megapixel: ClassVar[float] = 0.2
 
     channels: tuple[str | int, ...] | None = None
-    """Names or 0-based indices of the channels, in the method's order; None: the workflow's."""
     stitch_threshold: Share | None = None
-    """Of a volume: every plane is segmented by itself in 2D, and objects of consecutive planes whose IoU reaches this,
-    above 0 and up to 1, are joined; 0: planes keep distinct ids. None: in 3D, where the method can, else as 0. An image
-    of one plane ``(y, x)`` has nothing to join."""
 
     @field_validator("channels", mode="before")
     @classmethod

@@ -75,10 +75,16 @@ def get_workflow(name: str) -> Workflow:
     return _workflows[_known(name, _workflows, "workflow")]
 
 
-def workflow_names() -> tuple[str, ...]:
-    """Return the names of all workflows."""
+def known_methods() -> tuple[str, ...]:
+    """Return the names of all methods, in alphabetical order."""
     _load_entry_points()
-    return tuple(_workflows)
+    return tuple(sorted(_methods))
+
+
+def known_workflows() -> tuple[str, ...]:
+    """Return the names of all workflows, in alphabetical order."""
+    _load_entry_points()
+    return tuple(sorted(_workflows))
 
 
 def _known(name: str, names: Iterable[str], what: str) -> str:

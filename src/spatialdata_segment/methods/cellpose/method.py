@@ -141,6 +141,7 @@ class Cellpose(Method):
         {"flow_threshold", "cellprob_threshold", "min_size", "max_size_fraction", "niter", "follow_on"}
     )
     uses_device: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {"model": "nuclei-small"}
 
     model: str | None = None
     model_path: Path | None = None

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.methods.cellpose._download import DownloadError, download
@@ -317,15 +317,32 @@ def terms(name: str) -> str:
     return BUILT_IN[name].terms if name in BUILT_IN else "your own model"
 
 
+def listed() -> list[dict[str, Any]]:
+    """Return the models that are known: name, generation, file, its bytes (None: not there), what it is for."""
+    known: list[tuple[str, int | None, Path, str]]
+    known = [(e.name, e.generation, e.folder / e.file, e.description) for e in BUILT_IN.values()]
+    known += [(name, None, cache_folder() / name, "added by the user") for name in own_models()]
+    return [
+        {
+            "name": name,
+            "generation": generation,
+            "path": str(path),
+            "bytes": path.stat().st_size if path.is_file() else None,
+            "description": description,
+        }
+        for name, generation, path, description in known
+    ]
+
+
 def overview() -> str:
     """Return the models as a table: name, generation, whether it is there, its bytes, what it is for."""
-    own = {name: ("-", cache_folder() / name, "added by the user") for name in own_models()}
-    known = {e.name: (str(e.generation), e.folder / e.file, e.description) for e in BUILT_IN.values()}
     rows = [("name", "generation", "there", "size", "description")]
-    for name, (generation, path, description) in (known | own).items():
-        there = path.is_file()
-        size = f"{path.stat().st_size / 1e6:.1f} MB" if there else "-"
-        rows.append((name, generation, "yes" if there else "no", size, description))
+    for model in listed():
+        there = model["bytes"] is not None
+        size = f"{model['bytes'] / 1e6:.1f} MB" if there else "-"
+        rows.append(
+            (model["name"], str(model["generation"] or "-"), "yes" if there else "no", size, model["description"])
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(

@@ -76,6 +76,7 @@ class StarDist(Method):
     decode_parameters: ClassVar[frozenset[str]] = frozenset({"prob_thresh", "nms_thresh", "outlines"})
     uses_device: ClassVar[bool] = True
     seconds_per_megapixel: ClassVar[float] = 2.0
+    example: ClassVar[Mapping[str, Any]] = {"model": "2D_versatile_fluo"}
 
     model: str
     basedir: Path | None = None
