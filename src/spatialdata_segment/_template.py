@@ -99,7 +99,9 @@ def written(configuration: Configuration, head: list[str]) -> str:
     flow = configuration.workflow
     for part in (*flow.methods().values(), *flow.preprocess):
         if _hidden(type(part)):
-            raise InputError(f"{part.name!r} holds a function of Python, which no file does: register a Method in its place")
+            raise InputError(
+                f"{part.name!r} holds a function of Python, which no file does: register a Method in its place"
+            )
     lines = [f"# {line}" for line in head]
     lines += _model(configuration.workflow, "")
     lines += ["", "# Options of a run, as on the command line, which goes before them."]

@@ -49,6 +49,7 @@ _VERBS = {
 
 _USAGES = {
     "run": "STORE [STORE ...] [--image KEY] [--workflow NAME|FILE]",
+    "infer": "(--image-path FILE | --image-dir DIR) [--model-type NAME] [--output-dir DIR]",
     "predict": "STORE --maps DIR [--image KEY] [--workflow NAME|FILE]",
     "decode": "MAPS (--store STORE | --output STORE) [--workflow NAME|FILE]",
     "plan": "STORE [STORE ...] [--image KEY] [--workflow NAME|FILE]",
@@ -64,6 +65,12 @@ _EXAMPLES = {
         "tissue.zarr --image dapi --workflow wga --channels DAPI,WGA --dry-run",
         "slides/ --workflow config.yaml --n-jobs 8 --overwrite",
         "tissue.zarr --workflow cytosol_cellpose --cluster slurm --cluster-config cluster.yaml",
+    ),
+    "infer": (
+        "--image-path slide.tif --channels 0,1",
+        "--image-dir planes --model-type nuclei-small --channels 0 --output-dir cells",
+        "--image-path he.svs --model-type he2 --format sdata,geojson",
+        "--image-path other.tif --config-file cells/metadata.json",
     ),
     "predict": ("tissue.zarr --workflow nuclei-small --maps maps",),
     "decode": ("maps --output cells.zarr", "maps --store tissue.zarr --workflow stricter.yaml --key-added stricter"),

@@ -13,8 +13,9 @@ from PIL import Image
 
 from spatialdata_segment import polygons_to_labels
 from spatialdata_segment._infer import folder as folders
-from spatialdata_segment._infer import he, run
+from spatialdata_segment._infer import he, models, run
 from spatialdata_segment.cli import main
+from spatialdata_segment.errors import MissingError
 from spatialdata_segment.methods.cellpose.method import Cellpose
 from spatialdata_segment.methods.threshold import ThresholdNuclei
 
@@ -198,8 +199,11 @@ class TestFolder:
 
     def test_images_that_fail_lose_no_other(self, folder, tmp_path, capsys):
         (folder / "plane2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
-        assert infer("--image-dir", folder, *DAPI) == 2
+        assert infer("--image-dir", folder, *DAPI, "--json") == 2
         told = capsys.readouterr()
+        found = json.loads(told.out)["result"]["images"]
+        assert found["plane1"]["cells"] > 5
+        assert "cannot be read as a picture" in found["plane2"]["error"]
         assert "1 of 3 images failed: plane2: InputError" in told.err
         assert "Traceback" not in told.err
         assert names_in(tmp_path / "planes_results") == ["configs.yml", "plane1", "plane10"]
@@ -262,6 +266,15 @@ class TestHE:
         route = he.find_route()
         assert route.method == ThresholdNuclei(channels=("haematoxylin",))
         assert "cpsam of Cellpose 4: cellpose is gone; 2D_versatile_he of StarDist: stardist is gone" in route.note
+
+    def test_the_last_one_needs_no_torch(self, monkeypatch):
+        def missing(*_):
+            raise MissingError("torch is needed")
+
+        monkeypatch.setattr(models, "require", missing)
+        models.fetch(models.Model("he", ThresholdNuclei(channels=("haematoxylin",))), progress=False)
+        with pytest.raises(MissingError, match="torch"):
+            models.fetch(models.Model("nuclei-small", Cellpose("nuclei-small")), progress=False)
 
     def test_is_told(self, picture, tmp_path, lacking, capsys):
         lacking("cellpose", "stardist", "torch")
@@ -344,3 +357,19 @@ def test_values_that_options_do_not_take(image, option, capsys):
         infer("--image-path", image, *option)
     assert end.value.code == 2
     assert "error: argument" in capsys.readouterr().err
+
+
+def test_options_of_a_file(image, tmp_path, capsys):
+    """The command line goes before the file; what infer does not have is told."""
+    flow = "nucleus: {method: threshold-nuclei}\n"
+    flow += "options: {channels: [1], pixel_size: 0.5, shard_size: 5000, table: false}\n"
+    (tmp_path / "flow.yaml").write_text(flow)
+    options = ["--image-path", image, "--config-file", tmp_path / "flow.yaml", "--quiet"]
+    assert infer(*options, "--output-dir", tmp_path / "a") == 0
+    assert "not used, for infer has nothing of that kind: table" in capsys.readouterr().err
+    assert infer("--image-path", image, "--channels", "1", *DAPI, "--output-dir", tmp_path / "b") == 0
+    assert np.array_equal(labels_in(tmp_path / "a"), labels_in(tmp_path / "b"))
+    assert metadata_of(tmp_path / "a")["pixel-size"] == 0.5
+    assert infer(*options, "--pixel-size", "2", "--channels", "0", "--output-dir", tmp_path / "c") == 0
+    assert metadata_of(tmp_path / "c")["pixel-size"] == 2
+    assert metadata_of(tmp_path / "c")["channels"] == {"nucleus": ["0"]}

@@ -9,7 +9,7 @@ from typing import Any
 from spatialdata_segment._infer.folder import image_name, infer_folder
 from spatialdata_segment._infer.models import DEFAULT, fetch
 from spatialdata_segment._infer.run import Job, infer
-from spatialdata_segment._infer.settings import FORMATS, settings_of
+from spatialdata_segment._infer.settings import FORMATS, OPTIONS, settings_of
 from spatialdata_segment._options import add_options, given
 from spatialdata_segment._segment import segment
 from spatialdata_segment.errors import InputError
@@ -27,9 +27,10 @@ _OPTIONS = {
 
 def fill_infer(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``infer``."""
-    parser.epilog = (
-        "Writes polygons.parquet (outlines in px) and metadata.json into the output folder; of --image-dir into a "
-        "folder an image there, and configs.yml, which `stitch` reads. A run that was killed goes on where it stopped."
+    parser.description = (
+        "Segment images in files, or all of a folder, and write polygons.parquet (outlines in px) and metadata.json\n"
+        "into the output folder; of a folder into one for each image, with configs.yml, which `stitch` reads.\n"
+        "A run that was killed goes on where it stopped."
     )
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--image-path", type=Path, metavar="FILE", help="an image: TIFF, Zarr, OME-Zarr, PNG, JPEG")
@@ -97,7 +98,7 @@ def do_infer(args: argparse.Namespace) -> None:
     """Segment an image, or all of a folder."""
     options = given(segment, args)
     resume, progress = options.pop("resume", True), options.pop("progress", True)
-    options = {name: value for name, value in options.items() if name in _OPTIONS}
+    options = {name: value for name, value in options.items() if name in OPTIONS}
     if args.image_dir is not None and hasattr(args, "z_index"):
         raise InputError(f"--z-index {args.z_index} with --image-dir: it is of one image; edit configs.yml afterwards")
     if not args.keep_image and "sdata" not in args.formats:
@@ -109,12 +110,20 @@ def do_infer(args: argparse.Namespace) -> None:
         print(settings.model.note)
     if args.image_dir is not None:
         output = args.output_dir or Path(f"{args.image_dir.resolve()}_results")
-        infer_folder(args.image_dir, output, settings, tell=print, **run)
+        args.summary |= {"output": str(output), "images": {}}
+
+        def tell(line: str, name: str, found: int | str) -> None:
+            args.summary["images"][name] = {"cells": found} if isinstance(found, int) else {"error": found}
+            print(line)
+
+        infer_folder(args.image_dir, output, settings, tell=tell, **run)
         print(f"{output}: configs.yml")
         return
     job = Job.of(args.image_path, settings)
     output = args.output_dir or Path(_default_name(args.image_path, job))
-    print(f"{output}: {infer(job, output, **run):,} cells")
+    n_cells = infer(job, output, **run)
+    args.summary |= {"output": str(output), "cells": n_cells, "note": settings.model.note}
+    print(f"{output}: {n_cells:,} cells")
 
 
 def _default_name(path: Path, job: Job) -> str:

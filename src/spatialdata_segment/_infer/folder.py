@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from spatialdata_segment._images import SUFFIXES
-from spatialdata_segment._infer.run import Job, infer, is_done
+from spatialdata_segment._infer.run import Job, infer, is_done, n_cells
 from spatialdata_segment._request import SHARD_SIZE
 from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.engine.events import of_image
@@ -37,7 +37,7 @@ def infer_folder(
     overwrite: bool = False,
     resume: bool = True,
     progress: bool = True,
-    tell: Callable[[str], None],
+    tell: Callable[[str, str, int | str], None],
 ) -> None:
     """Segment every image of a folder into a folder of its name, and list them in ``configs.yml``.
 
@@ -54,7 +54,7 @@ def infer_folder(
     resume, progress
         As for `infer`.
     tell
-        Called with a line for every image.
+        Called for every image with a line, its name, and the number of cells or the error.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def infer_folder(
             with of_image(name):
                 job = Job.of(path, settings)
                 if not overwrite and is_done(job, output / name):
-                    tell(f"{at}: done before")
+                    tell(f"{at}: done before", name, n_cells(output / name))
                 elif beside and not _is_small(job):
                     large.append((number, name, path))
                     return
@@ -84,11 +84,11 @@ def infer_folder(
                     run = _on_one_thread(job) if beside else job
                     shown = progress and not beside
                     n = infer(run, output / name, overwrite=overwrite, resume=resume, progress=shown)
-                    tell(f"{at}: {n:,} cells")
+                    tell(f"{at}: {n:,} cells", name, n)
             done.append(name)
         except (SegmentationError, OSError) as error:
             failed[name] = error
-            tell(f"{at}: failed: {error}")
+            tell(f"{at}: failed: {error}", name, str(error))
 
     every = [(number, name, path) for number, (name, path) in enumerate(images.items(), 1)]
     if several > 1:

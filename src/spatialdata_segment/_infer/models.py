@@ -149,9 +149,9 @@ def fetch(model: Model, *, progress: bool) -> None:
     MissingError
         If they are not there and cannot be downloaded, or torch is not installed.
     """
-    if isinstance(model.part, Workflow):
+    if isinstance(model.part, Workflow) or not model.part.uses_device:
         return
-    require("torch", "cellpose")
+    require("torch", "stardist" if isinstance(model.part, StarDist) else "cellpose")
     if isinstance(model.part, Cellpose) and model.part.model is not None:
         asks = model.part.diameter is None and model.part.rescale is None
         cellpose.ensure_model(model.part.model, size=asks, progress=progress)
@@ -161,9 +161,8 @@ def _made(model: str | None, settings: Mapping[str, Any]) -> Cellpose:
     try:
         return Cellpose(model, **settings)
     except ValidationError as error:
-        raise InputError(
-            f"settings of {model or settings['model_path']}: {listed(problems_of(error, Cellpose, settings))}"
-        ) from error
+        told = listed(problems_of(error, Cellpose, settings))
+        raise InputError(f"settings of {model or settings['model_path']}: {told}") from error
 
 
 def _takes(method: Cellpose) -> int:
@@ -177,8 +176,8 @@ def _takes(method: Cellpose) -> int:
 
 def _with(method: Method, **changes: Any) -> Method:
     """Return a method with other settings, checked."""
-    settings = method.model_dump(exclude_unset=True) | changes
+    values = method.model_dump(exclude_unset=True) | changes
     try:
-        return type(method).model_validate(settings)
+        return type(method).model_validate(values)
     except ValidationError as error:
-        raise InputError(listed(problems_of(error, type(method), settings))) from error
+        raise InputError(listed(problems_of(error, type(method), values))) from error

@@ -135,6 +135,11 @@ def is_done(job: Job, folder: Path) -> bool:
     )
 
 
+def n_cells(folder: Path) -> int:
+    """Return the number of cells in a folder that is complete."""
+    return int((read_metadata(folder) or {})["n-cells"])
+
+
 def _metadata(job: Job, uns: Mapping[str, Any]) -> dict[str, Any]:
     """Return what goes into metadata.json, but for what is written besides."""
     facts, settings = job.facts, job.settings

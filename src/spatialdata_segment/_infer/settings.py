@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from spatialdata_segment._dialects import read_configuration
 from spatialdata_segment._infer.models import Model, find_model
 from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.config import as_workflow
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, SegmentationWarning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 FORMATS = "sdata", "geojson", "imagej", "tiff", "npy"
 """What can be written besides the polygons."""
 _TURING = {"pipeline", "postprocess"}
+OPTIONS = {"bounding_box", "pixel_size", "shard_size", "overlap_px", "n_jobs", "devices"}
+"""Options of `segment` that `infer` has."""
 RESULT = "pixel_size", "bounding_box"
 """Options of `segment` that decide the result; the others decide how it is computed."""
 _MODEL = "model_type", "model_path", "size_model_path", "scale", "diameter"
@@ -86,13 +89,31 @@ def _of_file(path: Path, model: Mapping[str, Any], plain: dict[str, Any], option
     if isinstance(content.get("configuration"), dict) and "model-type" in content:
         return _again(path, content, model, plain, options)
     found = read_configuration(path)
-    options = found.options | options
-    if content and set(content) <= _TURING:
+    options, plain = _with_options(path, found.options, options, plain)
+    if content.keys() & _TURING:
         method: Any = found.workflow.cell
         rest = {k: v for k, v in model.items() if k != "model_type"}
         return Settings(find_model(model.get("model_type"), **rest, like=method), options=options, **plain)
     _refuse(path, model)
     return Settings(Model(path.stem, found.workflow), options=options, **plain)
+
+
+def _with_options(
+    path: Path, found: Mapping[str, Any], options: dict[str, Any], plain: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return options of `segment` and those of `infer` with what a file says of the run."""
+    known = {name: value for name, value in found.items() if name in OPTIONS}
+    if "channels" in found and "channels" not in plain:
+        given = found["channels"]
+        plain = plain | {"channels": [given] if isinstance(given, int | str) else list(given)}
+    unused = sorted(found.keys() - OPTIONS - {"channels"})
+    if unused:
+        warnings.warn(
+            f"{path}: not used, for infer has nothing of that kind: {', '.join(unused)}",
+            SegmentationWarning,
+            stacklevel=4,
+        )
+    return known | options, plain
 
 
 def _again(
