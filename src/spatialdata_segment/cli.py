@@ -53,7 +53,6 @@ _USAGES = {
     "predict": "STORE --maps DIR [--image KEY] [--workflow NAME|FILE]",
     "decode": "MAPS (--store STORE | --output STORE) [--workflow NAME|FILE]",
     "plan": "STORE [STORE ...] [--image KEY] [--workflow NAME|FILE]",
-    "infer": "(--image-path FILE | --image-dir DIR) [--model-type NAME] [--output-dir DIR]",
     "report": "STORE [--key NAME] [--image KEY] [--output FILE]",
     "poly2mask": "DIR [--output-dir DIR]",
     "import": "STORE (--labels FILE | --polygons FILE) [--image KEY]",
@@ -75,10 +74,6 @@ _EXAMPLES = {
     "predict": ("tissue.zarr --workflow nuclei-small --maps maps",),
     "decode": ("maps --output cells.zarr", "maps --store tissue.zarr --workflow stricter.yaml --key-added stricter"),
     "plan": ("tissue.zarr --workflow wga --n-jobs 8",),
-    "infer": (
-        "--image-path cells.tif --channels 0,1",
-        "--image-dir slides/ --model-type nuclei-small --format geojson,tiff --output-dir results",
-    ),
     "report": ("tissue.zarr", "tissue.zarr --key segmentation --output report.html"),
     "poly2mask": ("cells_results",),
     "import": ("tissue.zarr --labels cells.tif --image dapi", "tissue.zarr --polygons cells.geojson"),
