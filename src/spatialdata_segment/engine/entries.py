@@ -145,7 +145,7 @@ class Entry:
                 packed = file.read(size)
                 if len(packed) != size or zlib.crc32(packed) != crc:
                     raise DamagedError(f"{self.path}: array {name} damaged")
-                target = out[common.within(wanted)]
+                target = out[(*common.within(wanted), ...)]
                 if common == tile and target.flags.c_contiguous:
                     blosc.decompress(packed, target)
                     continue
