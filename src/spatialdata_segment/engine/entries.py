@@ -146,11 +146,11 @@ class Entry:
                 if len(packed) != size or zlib.crc32(packed) != crc:
                     raise DamagedError(f"{self.path}: array {name} damaged")
                 target = out[common.within(wanted)]
-                if common == tile and target.flags.c_contiguous:
+                if common == tile and out.ndim and target.flags.c_contiguous:
                     blosc.decompress(packed, target)
                     continue
                 raw = np.frombuffer(blosc.decompress(packed), dtype).reshape(tile.shape)
-                target[...] = raw[common.within(tile)]
+                out[common.within(wanted)] = raw[common.within(tile)]
         return out
 
     def check(self) -> None:

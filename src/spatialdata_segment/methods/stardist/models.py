@@ -180,22 +180,26 @@ def _extract(archive: Path, entry: Pretrained) -> None:
 
 
 def listed() -> list[dict[str, Any]]:
-    """Return the pretrained models: name, axes, folder (None: not there), what it is for."""
-    models: list[dict[str, Any]] = []
+    """Return the pretrained models: name, axes, folder, bytes of its weights (None: not there), what it is for."""
+    found: list[dict[str, Any]] = []
     for name, entry in PRETRAINED.items():
-        folder: str | None
         try:
-            folder = str(find_folder(name))
+            folder = find_folder(name)
+            size: int | None = sum(path.stat().st_size for path in folder.glob("*.h5"))
         except MissingError:
-            folder = None
-        models.append({"name": name, "axes": name[:2], "path": folder, "description": entry.description})
-    return models
+            folder, size = entry.folder, None
+        said = {"name": name, "axes": name[:2], "path": str(folder), "bytes": size, "description": entry.description}
+        found.append(said)
+    return found
 
 
 def overview() -> str:
-    """Return the pretrained models as a table: name, axes, whether it is there, what it is for."""
-    rows = [("name", "axes", "there", "description")]
-    rows += [(m["name"], m["axes"], "no" if m["path"] is None else "yes", m["description"]) for m in listed()]
+    """Return the pretrained models as a table: name, axes, whether it is there, its bytes, what it is for."""
+    rows = [("name", "axes", "there", "size", "description")]
+    for model in listed():
+        size = "-" if model["bytes"] is None else f"{model['bytes'] / 1e6:.1f} MB"
+        there = "no" if model["bytes"] is None else "yes"
+        rows.append((model["name"], model["axes"], there, size, model["description"]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, "", f"folder: {cache_folder()}"])
