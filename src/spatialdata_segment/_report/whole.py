@@ -127,5 +127,8 @@ def _painted(picture: NDArray[np.float32], masks: dict[str, NDArray[Any]]) -> ND
         edge = np.zeros(labels.shape, np.bool_)
         edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
         edge[1:] |= labels[1:] != labels[:-1]
+        if times > 1:  # the page shows the picture smaller: twice as wide
+            edge[:, :-1] |= edge[:, 1:]
+            edge[:-1] |= edge[1:]
         large[edge] = to_rgb(COLORS[name])
     return large
