@@ -19,6 +19,7 @@ from PIL import Image
 
 from spatialdata_segment import ExpandNuclei, SizeFilter, ThresholdNuclei, Workflow, match_nuclei, report, segment
 from spatialdata_segment._record import clock, read_record
+from spatialdata_segment._report.art import figure_jpeg, jpeg
 from spatialdata_segment._report.crops import crop_side, random_crops, worst_crops
 from spatialdata_segment._report.facts import WHY
 from spatialdata_segment._results import find_result
@@ -329,6 +330,13 @@ def test_of_several_images_each_has_its_own_stages():
             emit(Event("writing", 1, 1))
     assert [(s["stage"], s["tasks"]) for s in timed.seconds()] == [("shards", 4)]
     assert timed.peak() > 1e7
+
+
+def test_pictures_full_of_detail_are_written():
+    noise = np.random.default_rng(0).random((1400, 1400, 3), np.float32)
+    for text in (jpeg(noise), figure_jpeg(lambda ax: ax.imshow(noise, aspect="auto"), "noise", (1400, 1400), 1400)):
+        found = re.search(r"base64,([A-Za-z0-9+/=]+)", text).group(1)
+        assert Image.open(BytesIO(base64.b64decode(found))).size == (1400, 1400)
 
 
 def test_every_reason_has_a_meaning_and_a_colour():

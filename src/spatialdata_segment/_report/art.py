@@ -187,7 +187,7 @@ def figure_jpeg(draw: Callable[..., Any], text: str, shape: tuple[int, int], sid
         ax.set_axis_off()
         ax.set_aspect("auto")
         out = BytesIO()
-        figure.savefig(out, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82, "optimize": True, "subsampling": 0})
+        figure.savefig(out, format="jpeg", dpi=dpi, pil_kwargs={"quality": 76, "subsampling": 0})
     return f'<img src="{_uri(out)}" width="{width}" height="{height}" alt="{escape(text)}">'
 
 
@@ -196,9 +196,7 @@ def jpeg(picture: NDArray[np.float32]) -> str:
     from PIL import Image
 
     out = BytesIO()
-    Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(
-        out, "JPEG", quality=88, optimize=True, subsampling=0
-    )
+    Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(out, "JPEG", quality=85, subsampling=0)
     return _uri(out)
 
 

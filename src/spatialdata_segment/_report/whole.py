@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment.pl._draw import blend, limits, outlines, palette, show
+from spatialdata_segment.pl._draw import COLORS, blend, limits, show
 from spatialdata_segment.pl._dropped import among, draw_dropped
 from spatialdata_segment.pl._marks import scale_bar
 from spatialdata_segment.pl._shards import draw_shards, plan_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SIDE = 1400
 """Pixels of the longer side of the picture."""
-_OUTLINED = 7.0
+_OUTLINED = 16.0
 """Pixels of the median object's diameter in it below which outlines would hide the image."""
 
 
@@ -61,16 +61,15 @@ class Whole:
     def draw(self, *, ax: Axes, outlined: bool) -> None:
         """Draw the image, and outlines."""
         (top, left), (bottom, right) = self._source.extent.start[-2:], self._source.extent.stop[-2:]
-        masks = self._masks if outlined else {}
         show(
             ax,
-            self._pixels,
-            {name: outlines(mask) for name, mask in masks.items()},
-            palette(masks, None),
+            _painted(self._pixels, self._masks) if outlined else self._pixels,
+            {},
+            {},
             extent=(left, right, top, bottom),
             names=("x", "y"),
             aspect=1.0,
-            linewidth=1.1,
+            linewidth=0.0,
         )
         if self.result.pixel_size is not None:
             scale_bar(ax, self.result.pixel_size[-1], right - left)
@@ -115,3 +114,21 @@ class Whole:
     @property
     def _at(self) -> tuple[Any, ...]:
         return () if self.z is None else (self._source.index(0, self.z),)
+
+
+def _painted(picture: NDArray[np.float32], masks: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Return a picture, enlarged as far as it fits, with outlines painted on: as pixels they take no memory."""
+    from matplotlib.colors import to_rgb
+
+    times = max(1, SIDE // max(picture.shape[:2]))
+    large = picture.repeat(times, axis=0).repeat(times, axis=1)
+    for name, mask in masks.items():
+        labels = mask.repeat(times, axis=0).repeat(times, axis=1)
+        edge = np.zeros(labels.shape, np.bool_)
+        edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+        edge[1:] |= labels[1:] != labels[:-1]
+        if times > 1:  # the page shows the picture smaller: twice as wide
+            edge[:, :-1] |= edge[:, 1:]
+            edge[:-1] |= edge[1:]
+        large[edge] = to_rgb(COLORS[name])
+    return large
