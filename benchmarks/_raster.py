@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import shapely
 
-STEP = 32
-"""px from cell to cell."""
+SIZE = 32
+"""px that hold a cell."""
 
 
 def shapes(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -35,13 +35,13 @@ def shapes(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
 
     found = []
     for shape in smooth:
-        labels = np.zeros((STEP, STEP), np.uint32)
+        labels = np.zeros((SIZE, SIZE), np.uint32)
         fill(labels, np.array([shape]), np.array([1]))
         found.append(trace(labels).geometry[0])
     return np.array(found)
 
 
-def write_cells(folder: Path, side: int, kind: str) -> int:
+def write_cells(folder: Path, side: int, kind: str, step: int) -> int:
     """Write polygons.parquet and metadata.json of an image full of cells; return their number."""
     import pandas as pd
     import pyarrow as pa
@@ -49,7 +49,7 @@ def write_cells(folder: Path, side: int, kind: str) -> int:
 
     rng = np.random.default_rng(0)
     templates = shapes(kind, 256, rng)
-    per_row = side // STEP
+    per_row = side // step
     schema = pa.schema({"geometry": pa.binary(), "cell_id": pa.int64()})
     geo = {"version": "1.0.0", "primary_column": "geometry"}
     geo["columns"] = {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": None}}  # type: ignore[assignment]
@@ -59,7 +59,7 @@ def write_cells(folder: Path, side: int, kind: str) -> int:
             chosen = templates[rng.integers(0, len(templates), per_row)]
             xy, owner = shapely.get_coordinates(chosen, return_index=True)
             moved = shapely.set_coordinates(
-                chosen.copy(), xy + np.column_stack((owner * STEP, np.full(len(xy), row * STEP)))
+                chosen.copy(), xy + np.column_stack((owner * step, np.full(len(xy), row * step)))
             )
             ids = np.arange(1, per_row + 1) + row * per_row
             table = pd.DataFrame({"geometry": shapely.to_wkb(moved), "cell_id": ids})
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the comparison."""
     with TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        n = write_cells(folder, args.side, args.kind)
+        n = write_cells(folder, args.side, args.kind, args.step)
         print(f"{n} {args.kind} cells on {args.side} x {args.side} px")
         seconds, cpu, peak = watched([sys.executable, "-m", "spatialdata_segment", "poly2mask", str(folder)])
         print(f"poly2mask, the whole process, file to zarr      {seconds:9.2f} s {cpu:9.2f} s of CPU {peak:9.0f} MB")

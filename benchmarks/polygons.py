@@ -1,10 +1,10 @@
 """Polygons of a large mosaic of real nuclei: ours against ``spatialdata``, in one run on one machine.
 
     python benchmarks/polygons.py --data PATH [--rows 8] [--cols 8] [--repeat 3] [--skip-reference]
-    python benchmarks/polygons.py raster [--side 32000] [--kind edges|smooth] [--rasterio PYTHON] [--folder DIR]
+    python benchmarks/polygons.py raster [--side 32000] [--step 32] [--kind edges|smooth] [--rasterio PYTHON]
 
 PATH holds ``dsb2018/`` (CC0 nuclei with expert labels). Prints seconds, ratios, validity, exactness
-and memory. ``raster`` draws as many cells as fit into an image, 32 px apart: ``poly2mask`` as a process, and
+and memory. ``raster`` draws as many cells as fit into an image, ``step`` px apart: ``poly2mask`` as a process, and
 polygons in memory beside rasterio (in an environment of its own, PYTHON) and ``spatialdata.rasterize``.
 """
 
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=("mosaic", "raster"), default="mosaic")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--side", type=int, default=32000)
+    parser.add_argument("--step", type=int, default=32)
     parser.add_argument("--kind", choices=("edges", "smooth"), default="edges")
     parser.add_argument("--rasterio", metavar="PYTHON")
     parser.add_argument("--folder", type=Path)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from spatialdata_segment._version import __version__
 
 if TYPE_CHECKING:
-    from spatialdata_segment import pl, testing
+    from spatialdata_segment import formats, pl, testing
     from spatialdata_segment._dialects import Configuration, read_configuration
     from spatialdata_segment._images import ImageFacts, read_image
+    from spatialdata_segment._import import add_labels, add_polygons
     from spatialdata_segment._label_image import label_image
     from spatialdata_segment._phases import decode, predict
     from spatialdata_segment._planes import stitch_planes
@@ -53,8 +54,11 @@ __all__ = [
     "ThresholdNuclei",
     "Workflow",
     "__version__",
+    "add_labels",
+    "add_polygons",
     "decode",
     "filter_labels",
+    "formats",
     "label_image",
     "labels_to_polygons",
     "match_nuclei",
@@ -90,6 +94,8 @@ _HOME = {
     "SubtractBackground": "_preprocess",
     "ThresholdNuclei": "methods.threshold",
     "Workflow": "config",
+    "add_labels": "_import",
+    "add_polygons": "_import",
     "decode": "_phases",
     "filter_labels": "_verbs",
     "label_image": "_label_image",
@@ -111,7 +117,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("pl", "testing"):
+    if name in ("formats", "pl", "testing"):
         return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,8 +26,10 @@ from spatialdata_segment._targets import Target, each, find_targets, raise_faile
 from spatialdata_segment.cluster import batch_script, cluster_client, read_config, template
 from spatialdata_segment.cluster.client import KINDS
 from spatialdata_segment.errors import InputError
+from spatialdata_segment.formats._commands import do_import as do_import
 from spatialdata_segment.formats._commands import do_poly2mask as do_poly2mask
 from spatialdata_segment.formats._commands import do_stitch as do_stitch
+from spatialdata_segment.formats._commands import fill_import as fill_import
 from spatialdata_segment.formats._commands import fill_poly2mask as fill_poly2mask
 from spatialdata_segment.formats._commands import fill_stitch as fill_stitch
 

@@ -68,6 +68,9 @@ def add_options(
             action = "store_false" if parameter.default else "store_true"
             group.add_argument(_dashed(flag), dest=name, default=argparse.SUPPRESS, help=text, action=action)
             continue
+        if choices := re.findall(r"'(\w+)'", parameter.annotation):  # of a Literal
+            parser.add_argument(_dashed(name), default=argparse.SUPPRESS, help=text, choices=choices)
+            continue
         kinds = [k for k in (int, float, str) if re.search(rf"\b{k.__name__}\b", parameter.annotation)]
         several = "Sequence" in parameter.annotation
         parts = "Mapping" in parameter.annotation

@@ -32,7 +32,7 @@ _POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
 def labels_to_polygons(
-    labels: NDArray[np.integer] | da.Array | xr.DataArray,
+    labels: NDArray[np.integer] | da.Array | xr.DataArray | xr.DataTree,
     *,
     n_jobs: int | None = None,
     progress: bool = True,
@@ -48,7 +48,8 @@ def labels_to_polygons(
     ----------
     labels
         ``(y, x)`` or ``(z, y, x)``, integer, 0 = background. The axes of an :class:`xarray.DataArray` have
-        these names, in any order. A dask chunk above 2048 x 2048 is computed once and traced in pieces.
+        these names, in any order; of a multiscale element the finest scale is taken. A dask chunk above
+        2048 x 2048 is computed once and traced in pieces.
     n_jobs
         Threads. None: dask's scheduler as it is configured, or a distributed client where there is one.
     progress
@@ -67,7 +68,9 @@ def labels_to_polygons(
         If the axes are others, the dtype is not integer, or an id is negative or 2**63 and more.
     """
     check_threads(n_jobs)
-    planes = _planes(labels)
+    planes = as_planes(labels)
+    z, y, x = planes.chunks
+    planes = cast("da.Array", planes.rechunk((z, grouped(y, _BLOCK), grouped(x, _BLOCK))))
     starts = [np.cumsum((0, *c[:-1])).tolist() for c in planes.chunks]
     blocks = planes.to_delayed().ravel()
     tasks = [delayed(_trace_block)(b, s) for b, s in zip(blocks, product(*starts), strict=True)]
@@ -75,11 +78,19 @@ def labels_to_polygons(
     for found in _compute(tasks, n_jobs, progress):
         for z, outlines in found:
             parts.setdefault(z, []).append(outlines)
-    return frame_of({z: merge(p) for z, p in sorted(parts.items())}, labels.ndim)
+    return frame_of({z: merge(p) for z, p in sorted(parts.items())}, ndim_of(labels))
 
 
-def _planes(labels: NDArray[np.integer] | da.Array | xr.DataArray) -> da.Array:
-    """Return the labels as a dask array ``(z, y, x)`` in chunks of about the size to trace."""
+def as_planes(labels: NDArray[np.integer] | da.Array | xr.DataArray | xr.DataTree) -> da.Array:
+    """Return labels ``(y, x)`` or ``(z, y, x)``, of several scales the finest, as a dask array ``(z, y, x)``.
+
+    Raises
+    ------
+    InputError
+        Other axes, or no integers.
+    """
+    if isinstance(labels, xr.DataTree):
+        labels = cast("xr.DataArray", next(iter(labels["scale0"].data_vars.values())))
     if isinstance(labels, xr.DataArray):
         axes = ("z", "y", "x")[-labels.ndim :]
         if labels.ndim not in (2, 3) or set(labels.dims) != set(axes):
@@ -93,14 +104,22 @@ def _planes(labels: NDArray[np.integer] | da.Array | xr.DataArray) -> da.Array:
             "convert with .astype('uint32'), or label a mask with skimage.measure.label first."
         )
     if not isinstance(data, da.Array):
-        plane = (1,) * (data.ndim - 2)
-        chunks = (*plane, _BLOCK, _BLOCK)
-        data = da.from_array(data, chunks=chunks, name=False)
+        data = da.from_array(data, chunks=(*(1,) * (data.ndim - 2), _BLOCK, _BLOCK), name=False)
     planes: Any = data if data.ndim == 3 else data[None]
     if any(np.isnan(c).any() for c in planes.chunks):
         raise InputError("labels have chunks of unknown size; call .compute_chunk_sizes() on them first.")
-    z, y, x = planes.chunks
-    return cast("da.Array", planes.rechunk((z, grouped(y, _BLOCK), grouped(x, _BLOCK))))
+    return cast("da.Array", planes)
+
+
+def ndim_of(labels: NDArray[np.integer] | da.Array | xr.DataArray | xr.DataTree) -> int:
+    """Return the number of axes of labels, of several scales of the finest."""
+    return len(labels["scale0"].dims) if isinstance(labels, xr.DataTree) else labels.ndim
+
+
+def check_positive(labels: NDArray[np.integer]) -> None:
+    """Raise where a label is negative."""
+    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
+        raise InputError(f"labels hold the id {labels.min()}; expected ids > 0 and 0 for the background: relabel them.")
 
 
 def check_threads(n_jobs: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import dask.array as da
@@ -21,6 +21,8 @@ from spatialdata_segment.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import geopandas as gpd
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from spatialdata_segment.config import SizeFilter
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Result:
-    """Relabelled masks, their candidates, what goes along into the tables, what they replace, their sources."""
+class Result:
+    """Relabelled masks, their candidates, what goes along into the tables, what they replace, their sources.
+
+    ``outlines``: those that there are already, by mask. ``extra``: columns of the table, of all candidates.
+    """
 
     labels: dict[str, da.Array]
     objects: dict[str, Objects]
@@ -38,6 +43,8 @@ class _Result:
     parameters: dict[str, Any]
     stale: list[str]
     sources: dict[str, str]
+    outlines: Mapping[str, gpd.GeoDataFrame] = field(default_factory=dict)
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def fate(self, mask: str) -> Fate:
         fate = self.resolution.nucleus if mask == "nucleus" else self.resolution.cell
@@ -110,9 +117,9 @@ def match_nuclei(
     )
     image = _image(sdata, image_key, measure_channels, cells)
     names = output_names(key_added, ("nucleus", "cell"), shapes, table)
-    _before(sdata, names, overwrite)
+    recover_and_check(sdata, names, overwrite)
     matched = match_label_arrays(nuclei.data.data, cells.data.data, rules)
-    result = _Result(
+    result = Result(
         {"nucleus": matched.nuclei, "cell": matched.cells},
         {"nucleus": matched.nucleus_objects, "cell": matched.cell_objects},
         matched.resolution,
@@ -121,7 +128,9 @@ def match_nuclei(
         _stale(key_added, names, (nucleus_labels_key, cell_labels_key), overwrite),
         {"nucleus": nucleus_labels_key, "cell": cell_labels_key},
     )
-    return _write(sdata, result, image, key_added, to_coordinate_system, rules.pixel_area, shapes, table, progress)
+    return write_result(
+        sdata, result, image, key_added, to_coordinate_system, rules.pixel_area, shapes, table, progress
+    )
 
 
 def filter_labels(
@@ -170,10 +179,10 @@ def filter_labels(
     rules = Rules(match_masks=False, pixel_area=area, **sizes)  # type: ignore[arg-type]
     image = _image(sdata, image_key, measure_channels, given)
     names = output_names(key_added, (kind,), shapes, table)
-    _before(sdata, names, overwrite)
+    recover_and_check(sdata, names, overwrite)
     filtered = filter_label_array(given.data.data, rules, kind=kind)
     fates = {"nucleus": None, "cell": None, kind: filtered.fate}
-    result = _Result(
+    result = Result(
         {kind: filtered.labels},
         {kind: filtered.objects},
         Resolution(fates["nucleus"], fates["cell"], int(filtered.fate.is_kept.sum())),
@@ -182,7 +191,7 @@ def filter_labels(
         _stale(key_added, names, (labels_key,), overwrite),
         {kind: labels_key},
     )
-    return _write(sdata, result, image, key_added, to_coordinate_system, area, shapes, table, progress)
+    return write_result(sdata, result, image, key_added, to_coordinate_system, area, shapes, table, progress)
 
 
 def _pixel_area(pixel_size: float | Sequence[float] | None, ndim: int) -> float | None:
@@ -190,7 +199,8 @@ def _pixel_area(pixel_size: float | Sequence[float] | None, ndim: int) -> float 
     return None if size is None else float(np.prod(size))
 
 
-def _before(sdata: SpatialData, names: Mapping[str, str], overwrite: bool) -> None:
+def recover_and_check(sdata: SpatialData, names: Mapping[str, str], overwrite: bool) -> None:
+    """Finish what an earlier run left half way, and raise where a name is taken."""
     if _elements.local_store(sdata) is not None:
         recover_sdata(sdata)
     _elements.check_outputs(sdata, dict(names), overwrite)
@@ -221,9 +231,9 @@ def _image(
     return ref.data.data[list(at)], [ref.channels[i] for i in at]
 
 
-def _write(
+def write_result(
     sdata: SpatialData,
-    result: _Result,
+    result: Result,
     image: tuple[da.Array, list[str]] | None,
     key_added: str,
     system: str,
@@ -232,6 +242,7 @@ def _write(
     table: bool,
     progress: bool,
 ) -> SpatialData:
+    """Write labels, outlines and tables of what was decided; ``image``: pixels to measure, and the channels' names."""
     like, ndim = result.like, result.like.data.ndim
     if system not in like.transformations:
         known = ", ".join(sorted(like.transformations))
@@ -252,10 +263,13 @@ def _write(
             )
             da.store([labels.rechunk(array.chunks)], [array], lock=False)  # type: ignore[list-item]
             staging.finish_labels(name)
-            if shapes and len(frame := labels_to_polygons(da.from_zarr(array), progress=progress)):
-                staging.shapes(outlines, frame, like.transformations)
-            elif shapes:
-                staging.remove([outlines])
+            if shapes:
+                given = result.outlines.get(mask)
+                frame = labels_to_polygons(da.from_zarr(array), progress=progress) if given is None else given
+                if len(frame):
+                    staging.shapes(outlines, frame, like.transformations)
+                else:
+                    staging.remove([outlines])
         if table:
             fate, objects = result.fate(main), result.objects[main]
             means = None
@@ -272,6 +286,7 @@ def _write(
                     affine=matrix,
                     pixel_area=pixel_area,
                     two_masks=len(result.labels) == 2,
+                    extra=result.extra,
                     metadata=result.parameters,
                 ),
             )

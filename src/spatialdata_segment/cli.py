@@ -41,6 +41,7 @@ _VERBS = {
     "decode": "second phase of a run: turn dense maps into labels, outlines and tables, elsewhere if need be",
     "plan": "print what a run would take: shards, memory, disk, time",
     "poly2mask": "draw the polygons of a folder as a label image, mask.zarr",
+    "import": "add labels or polygons of another program to a store, with outlines, labels and tables",
     "stitch": "join the cells of planes that lie in folders into 3D cells, 3d_polygons.parquet",
 }
 
@@ -52,6 +53,7 @@ _USAGES = {
     "decode": "MAPS (--store STORE | --output STORE) [--workflow NAME|FILE]",
     "plan": "STORE [STORE ...] [--image KEY] [--workflow NAME|FILE]",
     "poly2mask": "DIR",
+    "import": "STORE (--labels FILE | --polygons FILE) [--image KEY]",
     "stitch": "DIR",
 }
 _EXAMPLES = {
@@ -71,6 +73,7 @@ _EXAMPLES = {
     "decode": ("maps --output cells.zarr", "maps --store tissue.zarr --workflow stricter.yaml --key-added stricter"),
     "plan": ("tissue.zarr --workflow wga --n-jobs 8",),
     "poly2mask": ("slide_0_0-1_cyto3",),
+    "import": ("tissue.zarr --labels labels.tif --key-added other", "tissue.zarr --polygons cells.geojson"),
     "stitch": ("planes_results --iou-threshold 0.5",),
     "config": ("wga > config.yaml", "--from tissue.zarr --table segmentation_table", "--list"),
 }

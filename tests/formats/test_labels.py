@@ -8,7 +8,9 @@ import pytest
 import skimage.io
 import tifffile
 import xarray as xr
+from spatialdata.models import Labels2DModel
 
+from spatialdata_segment import labels_to_polygons, polygons_to_labels
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.formats import _tiff, write_label_tiff, write_seg_npy
 
@@ -104,6 +106,16 @@ def test_what_are_no_labels(tmp_path, write, bad, message):
     with pytest.raises(InputError, match=message):
         write(tmp_path / "a_seg.npy", bad)
     assert not list(tmp_path.iterdir())
+
+
+def test_several_scales(tmp_path, labels):
+    element = Labels2DModel.parse(labels, dims=("y", "x"), scale_factors=[2])
+    write_label_tiff(tmp_path / "a.tiff", element)
+    assert np.array_equal(tifffile.imread(tmp_path / "a.tiff"), labels)
+    write_seg_npy(tmp_path / "a_seg.npy", element)
+    assert np.array_equal(np.load(tmp_path / "a_seg.npy", allow_pickle=True).item()["masks"], labels)
+    frame = labels_to_polygons(element, progress=False)
+    assert np.array_equal(polygons_to_labels(frame, labels.shape), labels)
 
 
 def test_bad_options(tmp_path, labels):

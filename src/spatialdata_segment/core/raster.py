@@ -48,10 +48,10 @@ class Rings:
         """Take the rings of geometries that come in batches; None and what is empty have none."""
         points, lengths, counts, bounds = _Growing((2,)), _Growing(), _Growing(), _Growing((4,))
         for batch in batches:
-            lines, owner = _rings(batch)
-            points.append(_narrowed(shapely.get_coordinates(lines)))
-            lengths.append(shapely.get_num_coordinates(lines).astype(np.int64))
-            counts.append(np.bincount(owner, minlength=len(batch)).astype(np.int64))
+            length, count = _ring_lengths(batch)
+            points.append(_narrowed(shapely.get_coordinates(batch)))  # in the order of the rings
+            lengths.append(length)
+            counts.append(count)
             bounds.append(shapely.bounds(batch).reshape(-1, 4))
         return cls(
             points.array(np.float32),
@@ -65,7 +65,10 @@ class Rings:
 
     def endless(self) -> Ints:
         """Return the geometries that have coordinates that are not finite."""
-        point = np.flatnonzero(~np.isfinite(self.points).all(axis=1))
+        is_finite = np.isfinite(self.points)
+        if is_finite.all():
+            return np.zeros(0, np.int64)
+        point = np.flatnonzero(~is_finite.all(axis=1))
         ring = np.searchsorted(self.ring_stop, point, side="right")
         return np.unique(np.searchsorted(self.stop, ring, side="right"))
 
@@ -170,14 +173,23 @@ class _Growing:
         return self._held
 
 
-def _rings(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
-    """Return all rings, and the geometry of each; parts are made, which costs, where there are several alone."""
-    if not (shapely.get_type_id(geometries) == shapely.GeometryType.MULTIPOLYGON).any():
-        lines, owner = shapely.get_rings(geometries, return_index=True)
-        return lines, owner
-    polygons, geometry = shapely.get_parts(geometries, return_index=True)
+def _ring_lengths(geometries: NDArray[np.object_]) -> tuple[Ints, Ints]:
+    """Return the points of each ring, and the rings of each geometry; rings are made, which costs, where need be."""
+    length = shapely.get_num_coordinates(geometries).astype(np.int64)
+    is_plain = shapely.get_type_id(geometries) == shapely.GeometryType.POLYGON
+    is_plain &= shapely.get_num_interior_rings(geometries) == 0
+    count = (is_plain & (length > 0)).astype(np.int64)
+    several = np.flatnonzero(~is_plain)
+    if not len(several):
+        return length[length > 0], count
+    polygons, geometry = shapely.get_parts(geometries[several], return_index=True)
     lines, polygon = shapely.get_rings(polygons, return_index=True)
-    return lines, geometry[polygon]
+    owner = several[geometry[polygon]]
+    count += np.bincount(owner, minlength=len(geometries))
+    plain = np.flatnonzero(count * is_plain)
+    order = np.argsort(np.concatenate((plain, owner)), kind="stable")
+    lengths = np.concatenate((length[plain], shapely.get_num_coordinates(lines).astype(np.int64)))
+    return lengths[order], count
 
 
 def _narrowed(points: NDArray[np.float64]) -> NDArray[np.floating[Any]]:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from spatialdata_segment.formats._parquet import write_parquet
     from spatialdata_segment.formats._poly2mask import poly2mask
     from spatialdata_segment.formats._read import read_polygons
+    from spatialdata_segment.formats._read_labels import read_labels
     from spatialdata_segment.formats._stitch import stitch_folders
     from spatialdata_segment.formats._tiff import write_label_tiff
 
 __all__ = [
     "poly2mask",
+    "read_labels",
     "read_polygons",
     "stitch_folders",
     "write_geojson",
@@ -31,6 +33,7 @@ __all__ = [
 
 _HOME = {
     "poly2mask": "_poly2mask",
+    "read_labels": "_read_labels",
     "read_polygons": "_read",
     "stitch_folders": "_stitch",
     "write_geojson": "_geojson",

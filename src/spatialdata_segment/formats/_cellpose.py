@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialdata_segment._polygons import as_planes, check_positive, ndim_of
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.formats._files import replacing
-from spatialdata_segment.formats._labels import as_planes, checked_ids_of
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def write_seg_npy(
     path: str | os.PathLike[str],
-    labels: NDArray[np.integer] | da.Array | xr.DataArray,
+    labels: NDArray[np.integer] | da.Array | xr.DataArray | xr.DataTree,
     *,
     image_path: str | os.PathLike[str] | None = None,
     channels: Sequence[int] = (0, 0),
@@ -40,7 +40,7 @@ def write_seg_npy(
     path
         The file, which the GUI wants named ``IMAGE_seg.npy`` beside the image; one that is there is replaced.
     labels
-        ``(y, x)`` or ``(z, y, x)``, integer, 0 = background.
+        ``(y, x)`` or ``(z, y, x)``, integer, 0 = background; of several scales the finest.
     image_path
         The image, which the GUI opens along. None: the name of the file without ``_seg.npy``, with no suffix.
     channels
@@ -55,7 +55,8 @@ def write_seg_npy(
     """
     if len(channels) != 2 or not all(c in (0, 1, 2, 3) for c in channels):
         raise InputError(f"channels={channels!r}: expected two of the codes 0, 1, 2, 3, such as (2, 3)")
-    planes = checked_ids_of(as_planes(labels).compute())
+    planes = as_planes(labels).compute()
+    check_positive(planes)
     ids, masks = np.unique(planes, return_inverse=True)
     masks = masks.reshape(planes.shape)
     if not len(ids) or ids[0] != 0:
@@ -65,8 +66,8 @@ def write_seg_npy(
     size = _diameter(masks, n) if diameter is None else float(diameter)
     file = Path(path)
     fields: dict[str, Any] = {
-        "masks": masks if labels.ndim == 3 else masks[0],
-        "outlines": (masks * _is_outline(masks)) if labels.ndim == 3 else (masks * _is_outline(masks))[0],
+        "masks": masks,
+        "outlines": masks * _is_outline(masks),
         "cell_id": ids[1:],
         "filename": str(image_path if image_path is not None else file.with_name(file.name.removesuffix("_seg.npy"))),
         "chan_choose": list(channels),
@@ -74,6 +75,8 @@ def write_seg_npy(
         "diameter": size,
         "est_diam": size,
     }
+    if ndim_of(labels) == 2:
+        fields |= {name: fields[name][0] for name in ("masks", "outlines")}
     with replacing(path) as new, new.open("wb") as target:
         np.save(target, np.array(fields, dtype=object), allow_pickle=True)
 

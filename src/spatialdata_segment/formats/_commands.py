@@ -1,10 +1,13 @@
-"""The commands ``poly2mask`` and ``stitch``: from arguments to calls."""
+"""The commands ``poly2mask``, ``stitch`` and ``import``: from arguments to calls."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spatialdata_segment._import import add_labels, add_polygons
 from spatialdata_segment._options import add_options, given
+from spatialdata_segment._segment import segment
+from spatialdata_segment._targets import target_of
 from spatialdata_segment.formats._poly2mask import poly2mask
 from spatialdata_segment.formats._stitch import stitch_folders
 
@@ -24,6 +27,16 @@ def fill_stitch(parser: argparse.ArgumentParser) -> None:
     add_options(parser, stitch_folders, stitch_folders)
 
 
+def fill_import(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``import``."""
+    parser.add_argument("store", metavar="STORE", help="SpatialData store, such as tissue.zarr")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--labels", metavar="FILE", help="TIFF, zarr, .npy, _seg.npy or PNG; or labels of the store")
+    what.add_argument("--polygons", metavar="FILE", help=".parquet, .geojson, ROIs (.zip); or shapes of the store")
+    parser.add_argument("--image", metavar="KEY", help="the image on whose grid they lie (default: the only one)")
+    add_options(parser, add_labels, segment)
+
+
 def do_poly2mask(args: argparse.Namespace) -> None:
     """Draw the polygons of a folder."""
     print(poly2mask(args.folder, **given(poly2mask, args)))
@@ -32,3 +45,17 @@ def do_poly2mask(args: argparse.Namespace) -> None:
 def do_stitch(args: argparse.Namespace) -> None:
     """Join the planes in a folder."""
     print(stitch_folders(args.folder, **given(stitch_folders, args)))
+
+
+def do_import(args: argparse.Namespace) -> None:
+    """Add labels or polygons to a store."""
+    target = target_of(args.store, {} if args.image is None else {args.image: "none"}, "none")
+    (key,) = target.flows
+    options = given(add_labels, args)
+    if args.labels is not None:
+        add_labels(target.sdata, args.labels, key, **options)
+    else:
+        add_polygons(target.sdata, args.polygons, key, **options)
+    prefix = f"{options.get('key_added', 'segmentation')}_"
+    names = sorted(name for _, name, _ in target.sdata.gen_elements() if name.startswith(prefix))
+    print(f"{args.store}: {', '.join(names)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from spatialdata_segment.errors import MissingError
+from spatialdata_segment.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     import os
@@ -56,3 +56,9 @@ def existing(path: str | os.PathLike[str], what: str) -> Path:
     if not found.exists():
         raise MissingError(f"there is no {what} {found}: check the path")
     return found
+
+
+def unreadable(path: Path, error: Exception, expected: str) -> InputError:
+    """Return what is raised where a reader fails on a file, whatever it raised, in one line."""
+    said = " ".join(str(error).split())
+    return InputError(f"{path} cannot be read ({type(error).__name__}: {said}): expected {expected}")

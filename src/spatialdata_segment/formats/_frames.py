@@ -46,7 +46,8 @@ class Cells:
     def of(cls, polygons: gpd.GeoDataFrame | gpd.GeoSeries | ArrayLike) -> Cells:
         """Check polygons as `labels_to_polygons` returns them, or any sequence of them.
 
-        Ids are those of a column ``cell_id`` of integers, else of an index of positive integers, else 1..n.
+        Ids are those of a column ``cell_id`` of whole numbers, else of an index of positive integers, else 1..n. What
+        else ``cell_id`` or the index holds becomes the column ``name``.
 
         Raises
         ------
@@ -55,6 +56,7 @@ class Cells:
         """
         geometry, index = checked_geometries(polygons)
         frame = polygons if isinstance(polygons, gpd.GeoDataFrame) else pd.DataFrame(index=range(len(geometry)))
+        frame = _numbered(frame)
         z = planes_of(frame["z_index"].to_numpy()) if "z_index" in frame else None
         given = frame["cell_id"].to_numpy() if "cell_id" in frame else None
         ids = unique_ids(given, index, len(geometry), z).astype(np.int64)
@@ -90,3 +92,16 @@ class Cells:
         """Give the rows in groups."""
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
+
+
+def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make whole numbers of a column ``cell_id`` that holds them as text; other ids become the column ``name``."""
+    if "cell_id" not in frame:
+        return frame.assign(name=frame.index.to_numpy()) if frame.index.dtype.kind == "O" else frame
+    given = frame["cell_id"]
+    if given.dtype.kind in "iu":
+        return frame
+    numbers = pd.to_numeric(given, errors="coerce")
+    if numbers.notna().all() and (numbers == np.floor(numbers)).all():
+        return frame.assign(cell_id=numbers.astype(np.int64))
+    return frame.rename(columns={"cell_id": "name"})

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 
-from spatialdata_segment.errors import InputError, SegmentationError
-from spatialdata_segment.formats._files import existing
+from spatialdata_segment.errors import InputError
+from spatialdata_segment.formats._files import existing, unreadable
 from spatialdata_segment.formats._frames import Cells
 
 if TYPE_CHECKING:
@@ -52,10 +51,8 @@ def read_polygons(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
         cells = Cells.of(frame).frame()
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    except (SegmentationError, OSError):
-        raise
-    except Exception as error:  # whatever a reader raises
-        raise InputError(f"{file} cannot be read ({type(error).__name__}: {error}): expected {_SAID}") from error
+    except Exception as error:
+        raise unreadable(file, error, _SAID) from error
     cells.attrs.update(frame.attrs)
     return cells
 
@@ -82,13 +79,13 @@ def _reader(file: Path) -> Callable[[Path], gpd.GeoDataFrame]:
 def _parquet(file: Path) -> gpd.GeoDataFrame:
     from spatialdata_segment.formats._parquet import read_parquet
 
-    return _numbered(read_parquet(file))
+    return read_parquet(file)
 
 
 def _geojson(file: Path) -> gpd.GeoDataFrame:
     from spatialdata_segment.formats._geojson import read_geojson
 
-    return _numbered(read_geojson(file))
+    return read_geojson(file)
 
 
 def _imagej(file: Path) -> gpd.GeoDataFrame:
@@ -99,17 +96,4 @@ def _imagej(file: Path) -> gpd.GeoDataFrame:
     if missing:
         raise InputError(f"the ROI {missing[0]!r} ({len(missing)} in all) encloses no area: remove points and lines")
     frame = gpd.GeoDataFrame({"geometry": areas, "cell_id": names, "z_index": np.maximum(slices, 1) - 1})
-    return _numbered(frame if (slices > 1).any() else frame.drop(columns="z_index"))
-
-
-def _numbered(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Make whole numbers of ids that are text; names stay under ``name``, and the cells are counted."""
-    if "cell_id" not in frame.columns:
-        return frame
-    given = frame["cell_id"]
-    if given.dtype.kind in "iu":
-        return frame
-    numbers = pd.to_numeric(given, errors="coerce")
-    if numbers.notna().all() and (numbers == np.floor(numbers)).all():
-        return frame.assign(cell_id=numbers.astype(np.int64))
-    return frame.rename(columns={"cell_id": "name"}).reset_index(drop=True)
+    return frame if (slices > 1).any() else frame.drop(columns="z_index")

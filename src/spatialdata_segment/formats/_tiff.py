@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tifffile
 
+from spatialdata_segment._polygons import as_planes, check_positive, ndim_of
 from spatialdata_segment._request import checked_pixel_size
 from spatialdata_segment.formats._files import replacing
-from spatialdata_segment.formats._labels import as_planes, checked_ids_of
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +27,7 @@ _CLASSIC = 2**32 - 2**26
 
 def write_label_tiff(
     path: str | os.PathLike[str],
-    labels: NDArray[np.integer] | da.Array | xr.DataArray,
+    labels: NDArray[np.integer] | da.Array | xr.DataArray | xr.DataTree,
     *,
     pixel_size: float | Sequence[float] | None = None,
 ) -> None:
@@ -42,8 +42,8 @@ def write_label_tiff(
     path
         The file, such as ``labels.tiff``; one that is there is replaced.
     labels
-        ``(y, x)`` or ``(z, y, x)``, integer, 0 = background. Narrower types are written as uint32, int64 and uint64
-        as uint64.
+        ``(y, x)`` or ``(z, y, x)``, integer, 0 = background; of several scales the finest. Narrower types are written
+        as uint32, int64 and uint64 as uint64.
     pixel_size
         µm a pixel: a number, or one per axis. None: not said.
 
@@ -53,7 +53,7 @@ def write_label_tiff(
         Other axes or types, negative ids, a pixel size that is none.
     """
     planes = as_planes(labels)
-    ndim = labels.ndim
+    ndim = ndim_of(labels)
     size = checked_pixel_size(pixel_size, ndim)
     dtype = np.dtype(np.uint64 if planes.dtype.itemsize == 8 else np.uint32)
     is_ome = dtype == np.uint32
@@ -87,7 +87,7 @@ def _bands(plane: da.Array) -> Iterator[NDArray[np.integer]]:
     held = np.zeros((0, plane.shape[1]), plane.dtype)
     for start, stop in pairwise(np.cumsum((0, *plane.chunks[0])).tolist()):
         rows = plane[start:stop].compute()
-        checked_ids_of(rows)
+        check_positive(rows)
         held = np.concatenate((held, rows)) if len(held) else rows
         whole = len(held) // _TILE * _TILE
         if whole:
