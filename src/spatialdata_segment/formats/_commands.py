@@ -39,12 +39,16 @@ def fill_import(parser: argparse.ArgumentParser) -> None:
 
 def do_poly2mask(args: argparse.Namespace) -> None:
     """Draw the polygons of a folder."""
-    print(poly2mask(args.folder, **given(poly2mask, args)))
+    written = poly2mask(args.folder, **given(poly2mask, args))
+    args.summary["output"] = str(written)
+    print(written)
 
 
 def do_stitch(args: argparse.Namespace) -> None:
     """Join the planes in a folder."""
-    print(stitch_folders(args.folder, **given(stitch_folders, args)))
+    written = stitch_folders(args.folder, **given(stitch_folders, args))
+    args.summary["output"] = str(written)
+    print(written)
 
 
 def do_import(args: argparse.Namespace) -> None:
@@ -58,4 +62,5 @@ def do_import(args: argparse.Namespace) -> None:
         add_polygons(target.sdata, args.polygons, key, **options)
     prefix = f"{options.get('key_added', 'segmentation')}_"
     names = sorted(name for _, name, _ in target.sdata.gen_elements() if name.startswith(prefix))
+    args.summary |= {"store": args.store, "elements": names}
     print(f"{args.store}: {', '.join(names)}")
