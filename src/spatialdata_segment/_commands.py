@@ -210,7 +210,9 @@ def _run_in_two(
 
 def do_report(args: argparse.Namespace) -> None:
     """Write a report of a result."""
-    print(report(open_store(args.store), args.output, image_key=args.image, rng=args.seed, **given(report, args)))
+    written = report(open_store(args.store), args.output, image_key=args.image, rng=args.seed, **given(report, args))
+    args.summary["output"] = str(written)
+    print(written)
 
 
 def _check_report(args: argparse.Namespace, targets: Sequence[Target], unread: Mapping[str, Exception]) -> None:
