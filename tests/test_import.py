@@ -17,7 +17,14 @@ import zarr
 from spatialdata.models import Image2DModel, Image3DModel, Labels2DModel, ShapesModel
 from spatialdata.transformations import Affine, Scale
 
-from spatialdata_segment import SizeFilter, add_labels, add_polygons, filter_labels, labels_to_polygons
+from spatialdata_segment import (
+    SizeFilter,
+    add_labels,
+    add_polygons,
+    filter_labels,
+    labels_to_polygons,
+    saved_configuration,
+)
 from spatialdata_segment.cli import main
 from spatialdata_segment.errors import ExistsError, InputError, MissingError, SegmentationWarning
 from spatialdata_segment.formats import (
@@ -327,3 +334,37 @@ def test_import_on_the_command_line(labels, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["import", store])
     assert sorted(p.as_posix() for p in (tmp_path / "a.zarr").rglob("*")) == before
+
+
+def test_outlines_that_cross_themselves_are_repaired(tmp_path):
+    bow = shapely.Polygon([(2, 2), (12, 12), (12, 2), (2, 12)])
+    sdata = new()
+    with pytest.warns(
+        SegmentationWarning, match=r"1 polygons of .* crossed themselves and were repaired, such as id 5"
+    ):
+        add_polygons(sdata, gpd.GeoDataFrame({"cell_id": [5]}, geometry=[bow]), "image", progress=False)
+    outline = sdata["segmentation_cell_boundaries"].geometry.loc[5]
+    assert outline.is_valid
+    assert outline.area == pytest.approx(50)
+
+
+def test_some_ids_alone(tmp_path):
+    frame = gpd.GeoDataFrame({"cell_id": [3, None]}, geometry=[shapely.box(0, 0, 2, 2), shapely.box(4, 4, 6, 6)])
+    with pytest.raises(InputError, match="1 of 2 polygons have no cell_id, and others have"):
+        add_polygons(new(), frame, "image")
+
+
+def test_a_damaged_tiff_is_told(labels, tmp_path, capsys):
+    write_label_tiff(tmp_path / "a.tif", labels)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 200] = bytes(200)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.tif cannot be"):
+        add_labels(new(), tmp_path / "a.tif", "image", progress=False)
+
+
+def test_an_import_has_no_configuration(labels):
+    sdata = new()
+    add_labels(sdata, labels, "image", progress=False)
+    with pytest.raises(InputError, match=r"imported from .*: no workflow made it"):
+        saved_configuration(sdata)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import geopandas as gpd
 import numpy as np
+import shapely
 
 from spatialdata_segment import _elements
 from spatialdata_segment._masks import measure_objects, relabel
@@ -155,9 +156,25 @@ def add_polygons(
             f"polygons {source} have {has}, and image {image_key!r} has the shape {task.ref.pyramid[0]}: expected it "
             "for volumes alone"
         )
+    cells = _repaired(cells, source)
     drawn = Drawing.of(cells.frame()).draw(task.ref.pyramid[0])
     written = _Written(pixel_size, shapes, table, overwrite, progress)
     return task.run(sdata, drawn, {"polygons": source}, cells, written)
+
+
+def _repaired(cells: Cells, source: str) -> Cells:
+    """Make outlines that cross themselves valid, with a warning; lines that this leaves are no part of them."""
+    wrong = np.flatnonzero(~shapely.is_valid(cells.geometry))
+    if not len(wrong):
+        return cells
+    geometry = cells.geometry.copy()
+    geometry[wrong] = shapely.buffer(shapely.make_valid(geometry[wrong]), 0)
+    warnings.warn(
+        f"{len(wrong)} polygons of {source} crossed themselves and were repaired, such as id {cells.ids[wrong[0]]}",
+        SegmentationWarning,
+        stacklevel=3,
+    )
+    return replace(cells, geometry=geometry)
 
 
 def _labels(sdata: SpatialData, labels: Any) -> tuple[da.Array, str]:

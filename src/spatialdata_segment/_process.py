@@ -25,6 +25,7 @@ DONE, CRASHED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 _STATUS = {DONE: "done", CRASHED: "crashed", WRONG: "failed", INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 _NAME = "spatialdata-segment"
+_RESUMING = "run", "infer", "predict", "decode"
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -57,7 +58,8 @@ def run_command(args: argparse.Namespace) -> int:
     if error is not None:
         if args.debug:
             traceback.print_exception(error)
-        print(f"{_NAME}: {_message(error, code, debug=args.debug)}", file=sys.stderr)
+        resumes = args.command in _RESUMING
+        print(f"{_NAME}: {_message(error, code, resumes=resumes, debug=args.debug)}", file=sys.stderr)
     if args.json:
         failed = None if error is None else {"type": type(error).__name__, "message": str(error)}
         outcome = {
@@ -74,10 +76,11 @@ def run_command(args: argparse.Namespace) -> int:
     return code
 
 
-def _message(error: BaseException, code: int, *, debug: bool) -> str:
+def _message(error: BaseException, code: int, *, resumes: bool, debug: bool) -> str:
     """Return what is said of an error, in one line unless it lists several problems."""
     if code in (INTERRUPTED, TERMINATED):
-        return f"{_STATUS[code]}: the same command goes on from what is finished"
+        then = "the same command goes on from what is finished" if resumes else "nothing half-written is left"
+        return f"{_STATUS[code]}: {then}"
     if code == WRONG:
         return f"error: {error}"
     hint = "" if debug else ": call again with --debug for the traceback"

@@ -145,6 +145,14 @@ class Drawing:
         x, y = np.ceil(np.nan_to_num(self.rings.bounds[:, 2:]).max(axis=0).clip(0)).astype(int).tolist()
         return (y, x) if self.z is None else (int(self.z.max()) + 1, y, x)
 
+    def outside(self, shape: Sequence[int]) -> int:
+        """Return how many polygons have no part in an image of a shape ``([z], y, x)``."""
+        low, high = self.rings.bounds[:, :2], self.rings.bounds[:, 2:]
+        out = (high <= 0).any(axis=1) | (low >= np.array(shape[:-3:-1])).any(axis=1)
+        if self.z is not None and len(shape) == 3:
+            out |= self.z >= shape[0]
+        return int(out.sum())
+
     def draw(self, shape: Sequence[int], chunks: Any = _BLOCK, dtype: DTypeLike | None = None) -> da.Array:
         """Draw them lazily; see `polygons_to_labels`. Of an image without planes, planes are no matter."""
         z = self.z if len(shape) == 3 else None

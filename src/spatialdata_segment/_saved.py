@@ -49,6 +49,11 @@ def saved_configuration(source: SpatialData | AnnData, table_key: str | None = N
         If a function of Python made it, which no configuration holds.
     """
     said = saved_metadata(source, table_key)
+    if "workflow" not in said:
+        raise InputError(
+            f"this result was imported from {said.get('imported', 'elsewhere')}: no workflow made it, and there is no "
+            "configuration of it; name the table of another with table_key (--table)"
+        )
     flow = {**said["workflow"]}
     for mask in ("nucleus", "cell"):
         if flow.get(mask) is not None:

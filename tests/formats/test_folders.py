@@ -227,3 +227,33 @@ def test_stitch_refuses_other_inputs(planes, tmp_path, volume, capsys):
     (planes / "3d_polygons.parquet").write_text("before")
     assert "is there already" in fails(capsys, "stitch", planes)
     assert (planes / "3d_polygons.parquet").read_text() == "before"
+
+
+def test_polygons_outside_of_the_image_are_told(tmp_path):
+    frame = gpd.GeoDataFrame(
+        {
+            "cell_id": [1, 2, 3],
+            "geometry": [shapely.box(0, 0, 2, 2), shapely.box(7, 7, 9, 9), shapely.box(-3, 0, -1, 2)],
+        }
+    )
+    write(tmp_path / "a", frame, {"image-shape": [4, 4]})
+    with pytest.warns(SegmentationWarning, match=r"2 of 3 polygons .* lie outside of the"):
+        assert np.unique(zarr.open_array(poly2mask(tmp_path / "a"))[:]).tolist() == [0, 1]
+
+
+def test_without_metadata_a_far_polygon_makes_no_huge_image(tmp_path, capsys):
+    write(tmp_path / "a", gpd.GeoDataFrame({"cell_id": [1], "geometry": [shapely.box(5e6, 5e6, 5e6 + 1, 5e6 + 1)]}))
+    assert "expected at most 1,000,000 a side" in fails(capsys, "poly2mask", tmp_path / "a")
+    assert listing(tmp_path / "a") == ["polygons.parquet"]
+
+
+def test_an_output_where_something_else_is(tmp_path, volume, capsys):
+    write(tmp_path / "a", outlines(volume[0]))
+    (tmp_path / "file").touch()
+    for path in ("file", "file/below"):
+        said = fails(capsys, "poly2mask", tmp_path / "a", "--output-dir", tmp_path / path)
+        assert "file is a file: expected a folder" in said
+    (tmp_path / "a" / "mask.zarr").touch()
+    assert main(["poly2mask", str(tmp_path / "a"), "--overwrite"]) == 0
+    assert np.array_equal(zarr.open_array(tmp_path / "a" / "mask.zarr")[:], volume[0])
+    assert listing(tmp_path)[0] == "a/mask.zarr/.zarray"

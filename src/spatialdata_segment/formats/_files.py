@@ -37,6 +37,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             target.rename(old)
             new.rename(target)
             shutil.rmtree(old)
+        elif new.is_dir() and target.exists():
+            old = _hidden(target)
+            target.rename(old)
+            new.rename(target)
+            old.unlink()
         else:
             new.replace(target)
     finally:

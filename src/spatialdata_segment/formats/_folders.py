@@ -31,7 +31,11 @@ def folder_at(path: str | os.PathLike[str]) -> Path:
 
 def output_at(name: str, folder: Path, output_dir: str | os.PathLike[str] | None, overwrite: bool) -> Path:
     """Return where an output goes, whose folder is made if need be."""
-    path = (folder if output_dir is None else Path(output_dir)) / name
+    into = folder if output_dir is None else Path(output_dir)
+    above = next(p for p in (into, *into.parents) if p.exists() or p == p.parent)
+    if not above.is_dir():
+        raise InputError(f"{above} is a file: expected a folder to write {name} into")
+    path = into / name
     if path.exists() and not overwrite:
         raise ExistsError(f"{path} is there already: remove it, pass overwrite (--overwrite), or another output folder")
     return path

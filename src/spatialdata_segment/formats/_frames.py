@@ -102,6 +102,11 @@ def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
     if given.dtype.kind in "iu":
         return frame
     numbers = pd.to_numeric(given, errors="coerce")
+    if given.isna().any() and numbers.notna().any():
+        raise InputError(
+            f"{int(given.isna().sum())} of {len(given)} polygons have no cell_id, and others have: give each one, or "
+            "leave the column out to have them numbered"
+        )
     if numbers.notna().all() and (numbers == np.floor(numbers)).all():
         return frame.assign(cell_id=numbers.astype(np.int64))
     return frame.rename(columns={"cell_id": "name"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import zarr
 
 from spatialdata_segment._raster import Drawing
-from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.errors import InputError, MissingError, SegmentationWarning
 from spatialdata_segment.formats._files import replacing
 from spatialdata_segment.formats._folders import METADATA, POLYGONS, folder_at, image_shape, output_at
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024
 MASK = "mask.zarr"
+LARGEST = 1_000_000
+"""px a side of an image whose shape nobody tells."""
 
 
 def poly2mask(
@@ -69,7 +72,20 @@ def poly2mask(
             f"{source / POLYGONS} has {said}, and the image-shape in {source / METADATA} is {list(shape)}: expected "
             "[y, x] for a plane, [z, y, x] for polygons with z_index"
         )
-    shape = drawing.shape() if shape is None else shape
+    if shape is None:
+        shape = drawing.shape()
+        if max(shape[-2:]) > LARGEST:
+            raise InputError(
+                f"the polygons of {source / POLYGONS} reach to {list(shape)} px, expected at most {LARGEST:,} a side: "
+                f"give the image-shape in {METADATA}, or check that the coordinates are px"
+            )
+    elif outside := drawing.outside(shape):
+        warnings.warn(
+            f"{outside} of {len(drawing)} polygons of {source / POLYGONS} lie outside of the {list(shape)} px: "
+            "left out",
+            SegmentationWarning,
+            stacklevel=2,
+        )
     chunks = (1,) * (len(shape) - 2) + tuple(max(1, min(_CHUNK, n)) for n in shape[-2:])
     labels = drawing.draw(shape, chunks)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 import zarr
 
+from spatialdata_segment._images.lazy import Pixels
 from spatialdata_segment.errors import InputError, SegmentationError
 from spatialdata_segment.formats._files import existing, unreadable
 
@@ -94,7 +95,8 @@ def _tiff(file: Path) -> Any:
     import tifffile
 
     store = tifffile.imread(file, aszarr=True, series=0, level=0)
-    return da.from_zarr(zarr.open_array(store, mode="r"))
+    array: Any = zarr.open_array(store, mode="r")
+    return da.from_array(Pixels(array, file), chunks=array.chunks, name=False)
 
 
 def _zarr(folder: Path) -> Any:
