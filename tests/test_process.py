@@ -137,6 +137,9 @@ def test_interrupted(store, monkeypatch, capsys):
     def stop(_):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(_commands, "do_run", stop)
+    assert main(["run", str(store)]) == 130
+    assert "interrupted: the same command goes on from what is finished" in capsys.readouterr().err
     monkeypatch.setattr(_commands, "do_plan", stop)
     assert main(["plan", str(store), "--json"]) == 130
     assert outcome(capsys)["status"] == "interrupted"
@@ -166,7 +169,7 @@ def test_a_process_that_is_stopped(sent, code, tmp_path):
         _, error = process.communicate(timeout=50)
     assert process.returncode == code
     assert "Traceback" not in error
-    assert "nothing half-written is left" in error  # a run goes on: test_interrupted
+    assert "nothing half-written is left" in error
 
 
 def test_signals_are_as_before(store):
