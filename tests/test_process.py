@@ -155,7 +155,8 @@ def test_other_exits_pass(store, monkeypatch):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_process_that_is_stopped(sent, code, tmp_path):
     script = (
-        "import sys, time\nfrom spatialdata_segment import _config_command, cli\n"
+        "import signal, sys, time\nfrom spatialdata_segment import _config_command, cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored, where a shell's & started the tests
         "def wait(args):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "_config_command.do_config = wait\nsys.exit(cli.main(['config', 'dapi']))\n"
     )

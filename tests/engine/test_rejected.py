@@ -194,7 +194,7 @@ def _window(columns, core):
         (np.zeros(1, int), r"reasons of shape \(1,\).*expected 2 codes"),
         (np.zeros((2, 1), int), r"shape \(2, 1\)"),
         (np.zeros(2), "dtype float64"),
-        (np.array([0, len(Reason)]), r"reasons 0 to 10, expected codes of 0 \(KEPT\).*8 \(CONTACT\)"),
+        (np.array([0, len(Reason)]), r"reasons 0 to 11, expected codes of 0 \(KEPT\).*8 \(CONTACT\)"),
         (np.array([-1, 0]), "reasons -1 to 0"),
     ],
 )
@@ -206,10 +206,11 @@ def test_reasons_are_codes_one_an_object(reasons, message, anchors):
 
 
 def test_codes_stay_and_the_text_is_new():
-    assert [r.value for r in Reason] == list(range(10))
+    assert [r.value for r in Reason] == list(range(11))
     assert Reason.CONTACT.text == "low_contact"
     assert Reason.COVERED.text == "covered"
     assert Reason.FLOW_ERROR.text == "flow_error"
+    assert Reason.REPLACED.text == "replaced"
     assert Reason.KEPT.text == ""
 
 

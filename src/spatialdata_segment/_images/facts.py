@@ -44,6 +44,12 @@ class ImageFacts:
         µm, ``(y, x)``; None where the file does not say.
     is_tiled
         Whether a box can be read without reading the rows or the plane that it lies in.
+
+    Examples
+    --------
+    >>> image, facts = read_image("slide.tif")
+    >>> facts.channels, facts.pixel_size
+    (('DAPI', 'WGA'), (0.325, 0.325))
     """
 
     path: Path
