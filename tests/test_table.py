@@ -5,7 +5,7 @@ import pytest
 import spatialdata as sd
 from spatialdata.models import Labels2DModel, TableModel
 
-from spatialdata_segment._table import candidates_table, cells_table, read_metadata
+from spatialdata_segment._table import candidates_table, cells_table, nucleus_columns, read_metadata
 from spatialdata_segment.core.matching import Rules, SizeFilter, resolve
 from spatialdata_segment.core.measure import intensity_sums, measure, nearest_pixel, pair_counts
 from spatialdata_segment.core.objects import Objects
@@ -221,3 +221,43 @@ def test_candidates_name_the_elements_they_were_found_in(masks):
     none = Objects.empty(2)
     fate = resolve(none, None, None, Rules()).nucleus
     assert "spatialdata_attrs" not in candidates_table((none, fate), None, regions={"nucleus": "image"}).uns
+
+
+def test_what_is_said_of_nuclei_stands_with_their_cells():
+    """By the first of several nuclei; what has none is marked."""
+    nuclei, cells = np.array([[1, 0, 2, 0, 0, 3, 0]]), np.array([[4, 4, 4, 7, 0, 8, 8]])
+    a, b = objects(nuclei), objects(cells)
+    r = resolve(a, b, pair_counts(nuclei, cells), Rules(multinucleated="keep", unmatched="keep"))
+    said = {
+        "prob": np.array([0.5, 0.7, 0.9], np.float32),
+        "class_id": np.array([0, 1, 2]),
+        "class_prob": np.arange(6, dtype=np.float32).reshape(3, 2),
+        "count": np.array([4, 5, 6], np.uint8),
+        "is_round": np.array([True, False, False]),
+        "kind": np.array(["a", "bb", "c"]),
+    }
+    columns = nucleus_columns(said, r.nucleus, r.cell)
+    expected = {
+        "nucleus_prob": np.array([0.5, np.nan, 0.9], np.float32),
+        "nucleus_class_id": np.array([0, -1, 2]),
+        "nucleus_class_prob": np.array([[0, 1], [np.nan, np.nan], [4, 5]], np.float32),
+        "nucleus_count": np.array([4, -1, 6]),
+        "nucleus_is_round": np.array([1, -1, 0], np.int8),
+        "nucleus_kind": np.array(["a", "", "c"]),
+    }
+    assert list(columns) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(columns[name], values)
+        assert columns[name].dtype.kind == values.dtype.kind
+    table = cells_table(b, r.cell, region="r", two_masks=True, extra=columns)
+    assert table.obs["nucleus_class_id"].tolist() == [0, -1, 2]
+    assert table.obsm["nucleus_class_prob"].shape == (3, 2)
+
+
+def test_nuclei_that_were_dropped_say_nothing():
+    """Such as one that is too small, where the masks are not matched."""
+    nuclei, cells = np.array([[1, 0, 2, 2, 0]]), np.array([[4, 4, 7, 7, 7]])
+    a, b = objects(nuclei), objects(cells)
+    r = resolve(a, b, pair_counts(nuclei, cells), Rules(match_masks=False, nucleus_size=SizeFilter(min_size=2)))
+    columns = nucleus_columns({"prob": np.array([0.5, 0.7])}, r.nucleus, r.cell)
+    np.testing.assert_array_equal(columns["nucleus_prob"], [np.nan, 0.7])

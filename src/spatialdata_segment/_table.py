@@ -16,6 +16,7 @@ from anndata import AnnData
 from spatialdata.models import TableModel
 
 from spatialdata_segment.core.matching import REASONS, Fate
+from spatialdata_segment.core.measure import locate
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def cells_table(
     two_masks
         Add ``n_nuclei``, ``nucleus_area`` (px) and ``overlap_fraction``.
     extra
-        What a method says of all ``objects`` besides: ``(n,)`` become columns, ``(n, k)`` entries of ``obsm``.
+        What the methods say of all ``objects`` besides: ``(n,)`` become columns, ``(n, k)`` entries of ``obsm``. Of the
+        nuclei of cells: see `nucleus_columns`.
     metadata
         Kept as ``uns["segmentation"]``; see :func:`read_metadata`.
 
@@ -156,6 +158,39 @@ def cells_table(
     if not len(kept):
         return TableModel.parse(table)
     return TableModel.parse(table, region=region, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
+
+
+def nucleus_columns(said: Mapping[str, NDArray[Any]], nuclei: Fate, cells: Fate) -> dict[str, NDArray[Any]]:
+    """Return what a method says of nuclei for the cells that they lie in, named ``nucleus_...``.
+
+    Parameters
+    ----------
+    said
+        By name, of each nucleus in the order of ``nuclei``: ``(n,)`` or ``(n, k)``.
+    nuclei, cells
+        The fates of both masks.
+
+    Returns
+    -------
+    For each of ``cells``, in their order: of several nuclei the first. A cell without one has NaN where the values are
+    floats, an empty text where they are text, and else -1, for which flags become int8 and unsigned numbers int64.
+    """
+    at, found = locate(nuclei.ids, np.where(cells.n_nuclei > 0, cells.match, 0))
+    columns = {}
+    for name, values in said.items():
+        dtype, none = _with_none(values.dtype)
+        columns[f"nucleus_{name}"] = column = np.full((len(cells), *values.shape[1:]), none, dtype)
+        column[found] = values[at[found]]
+    return columns
+
+
+def _with_none(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], Any]:
+    """Return the dtype in which values and what stands for none have room, and that."""
+    if dtype.kind in "fc":
+        return dtype, np.nan
+    if dtype.kind in "bu":
+        return np.dtype(np.int8 if dtype.kind == "b" else np.int64), -1
+    return dtype, "" if dtype.kind == "U" else -1
 
 
 def read_metadata(table: AnnData) -> dict[str, Any]:

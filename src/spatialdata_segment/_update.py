@@ -21,7 +21,16 @@ from spatialdata_segment._masks import count_pairs, measure_intensities, measure
 from spatialdata_segment._polygons import labels_to_polygons
 from spatialdata_segment._table import cells_table
 from spatialdata_segment._table_merge import merge_candidates, merge_cells
-from spatialdata_segment._write import CHUNK, Outcome, candidates_of, joined, judge, own_polygons, proposed_columns
+from spatialdata_segment._write import (
+    CHUNK,
+    Outcome,
+    candidates_of,
+    joined,
+    judge,
+    own_polygons,
+    proposed_columns,
+    shown_columns,
+)
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.exchange import among, arrivals, clipped, replaced
 from spatialdata_segment.core.objects import Objects
@@ -297,7 +306,7 @@ def _stage_table(
         affine=request.matrix,
         pixel_area=request.pixel_area,
         two_masks=len(outcome.objects) == 2,
-        extra={n: v for n, v in said[main].items() if not n.startswith("_")},
+        extra=shown_columns(said, outcome),
     )
     said_of_it = {
         **request.parameters(),

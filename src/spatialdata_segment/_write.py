@@ -19,7 +19,7 @@ import pandas as pd
 
 from spatialdata_segment._channels import pick_channels
 from spatialdata_segment._polygons import frame_of
-from spatialdata_segment._table import candidates_table, cells_table
+from spatialdata_segment._table import candidates_table, cells_table, nucleus_columns
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.contours import Outlines, merge, trace
 from spatialdata_segment.core.matching import Fate, Reason, Resolution, resolve
@@ -178,8 +178,7 @@ def write(
     if request.shapes:
         _stage_shapes(request, blocks, staging, polygons)
     if outcome is not None:
-        shown = {n: v for n, v in said[outcome.main].items() if not n.startswith("_")}
-        _stage_cells(request, outcome, blocks, staging, statistics, shown)
+        _stage_cells(request, outcome, blocks, staging, statistics, shown_columns(said, outcome))
 
 
 def proposed_columns(path: Path | None, anchors: NDArray[np.integer]) -> dict[str, NDArray[Any]]:
@@ -198,6 +197,15 @@ def proposed_columns(path: Path | None, anchors: NDArray[np.integer]) -> dict[st
     flat = np.ravel_multi_index(tuple(np.asarray(known, np.int64).T), tuple(side))  # in raster order
     at = np.searchsorted(flat, np.ravel_multi_index(tuple(np.asarray(anchors, np.int64).T), tuple(side)))
     return {name.removeprefix("column_"): entry.read(name)[at] for name in names}
+
+
+def shown_columns(said: Mapping[str, Mapping[str, NDArray[Any]]], outcome: Outcome) -> dict[str, NDArray[Any]]:
+    """Return what the table shows of `proposed_columns`, for the objects of the main mask; of its nuclei too."""
+    shown = {m: {n: v for n, v in columns.items() if not n.startswith("_")} for m, columns in said.items()}
+    main = shown[outcome.main]
+    if outcome.main == "nucleus" or not shown.get("nucleus"):
+        return main
+    return nucleus_columns(shown["nucleus"], outcome.fate("nucleus"), outcome.fate("cell")) | main
 
 
 def own_polygons(

@@ -111,8 +111,8 @@ class Candidates:
     edges
         ``(m, 2)`` positions of two candidates, of which only one may stay.
     columns
-        What the table of the cells says of each candidate besides: names, and ``(n,)`` or ``(n, k)`` values. Those
-        of a name that begins with "_" are for `Method.polygons`.
+        What the table of the cells says of each candidate besides: names, and ``(n,)`` or ``(n, k)`` values; of nuclei
+        with cells the names are ``nucleus_...``. Those of a name that begins with "_" are for `Method.polygons`.
     """
 
     anchors: NDArray[np.integer]

@@ -110,6 +110,12 @@ def test_matched_with_another_method(model, pixels):
     assert len(sdata[TABLE]) == nuclei.max() == cells.max() > 3
     inside = nuclei > 0
     assert (nuclei == cells)[inside].mean() > 0.95
+    alone = segment(image_of(pixels, ["DAPI", "WGA"]), "image", flow.nucleus, progress=False, shapes=False)
+    prob = np.r_[np.nan, alone[TABLE].obs["prob"]][np.asarray(alone[LABELS])]  # of each pixel
+    table = sdata[TABLE].obs.set_index("cell_id")
+    assert "prob" not in table
+    assert not any(name.startswith("nucleus__") for name in table)
+    assert np.array_equal(prob[inside], table["nucleus_prob"].loc[nuclei[inside]])
 
 
 def test_kept_maps_serve_for_other_thresholds(model, pixels, tmp_path):

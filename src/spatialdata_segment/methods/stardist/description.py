@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.methods.base import Share
 from spatialdata_segment.methods.stardist.rays import Rays, rays_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 BORDER = 2
 """Pixels of the network's grid at the image's border in which StarDist takes no candidate."""
 _WEIGHTS = "*.h5", "*.hdf5"
+_THRESHOLDS = {"prob_thresh": "prob", "nms_thresh": "nms"}
+"""Fields that ``thresholds.json`` has, and their names there."""
 
 
 class Backbone(BaseModel):
@@ -99,8 +102,8 @@ class Description(BaseModel):
     n_classes: int | None = None
     rays: dict[str, Any] | None = None
     backbone: Backbone
-    prob_thresh: float = 0.5
-    nms_thresh: float = 0.4
+    prob_thresh: Share = 0.5
+    nms_thresh: Share = 0.4
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -132,9 +135,15 @@ class Description(BaseModel):
         return tuple(min(n, p - BORDER) for n, p in zip(self.grid_shape(shape), padded, strict=True))
 
     def make_rays(self) -> Rays:
-        """Return the directions of a volume model's distances."""
+        """Return the directions of a volume model's distances.
+
+        Raises
+        ------
+        InputError
+            If they cannot be made, or are not `n_rays`.
+        """
         assert self.rays is not None
-        return rays_of(self.rays)
+        return rays_of(self.rays, self.n_rays)
 
 
 def describe(folder: Path) -> Description:
@@ -145,7 +154,7 @@ def describe(folder: Path) -> Description:
     MissingError
         If there is no such folder, or it has no configuration.
     InputError
-        If the configuration is not one of StarDist.
+        If the configuration is not one of StarDist, or a threshold is not from 0 to 1.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -158,8 +167,15 @@ def describe(folder: Path) -> Description:
         raise InputError(f"{path} does not say {error}: expected a configuration of StarDist 2D or 3D") from error
     except ValidationError as error:
         first = error.errors()[0]
+        if (key := _THRESHOLDS.get(str(first["loc"][0]) if first["loc"] else "")) is not None:
+            raise InputError(
+                f"{folder / 'thresholds.json'}: {key} is {first['input']!r}, expected a number from 0 to 1; remove the "
+                "file for StarDist's 0.5 and 0.4"
+            ) from error
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {where} {first['msg']}: expected a configuration of StarDist 2D or 3D") from error
+    except TypeError as error:
+        raise InputError(f"{path} cannot be used: {error}: expected a configuration of StarDist 2D or 3D") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -214,14 +230,15 @@ def _description(config: Mapping[str, Any], thresholds: Mapping[str, Any]) -> De
 
 
 def weights_of(folder: Path) -> Path:
-    """Return the file of a model's weights: the latest whose name says "best", else the latest.
+    """Return the file of a model's weights: the latest whose name says "best", else the latest; no hidden ones.
 
     Raises
     ------
     MissingError
         If there is none.
     """
-    files = sorted((p for pattern in _WEIGHTS for p in folder.glob(pattern)), key=lambda p: (p.stat().st_mtime, p.name))
+    found = (p for pattern in _WEIGHTS for p in folder.glob(pattern) if not p.name.startswith("."))
+    files = sorted(found, key=lambda p: (p.stat().st_mtime, p.name))
     if not files:
         raise MissingError(f"no weights in {folder}: expected weights_best.h5 or weights_last.h5 beside config.json")
     return next((p for p in reversed(files) if "best" in p.name), files[-1])

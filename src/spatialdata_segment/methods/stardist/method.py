@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 
 from spatialdata_segment.core.statistics import Statistic, quantile_or_end
-from spatialdata_segment.errors import InputError, SegmentationWarning
+from spatialdata_segment.errors import InputError, SegmentationWarning, require
 from spatialdata_segment.methods.base import Candidates, Decoded, ImageInfo, Method, Share, View
 from spatialdata_segment.methods.stardist import models, shapes
 from spatialdata_segment.methods.stardist.description import Description, describe, digest_of, weights_of
@@ -155,13 +155,21 @@ class StarDist(Method):
             )
         if self.outlines == "rays" and image.ndim == 3:
             raise InputError("outlines='rays' is for images: of a volume, boundaries are those of its planes")
-        if said.n_dim == 3:
-            said.make_rays()
+        self._check_shapes(said)
         read_weights(weights_of(folder), layers_of(said))
 
+    def _check_shapes(self, said: Description) -> None:
+        """Raise where candidates could not be laid beside each other: directions in 3D, Clipper in 2D."""
+        if said.n_dim == 3:
+            said.make_rays()
+        else:
+            require("pyclipper", "stardist")
+
     def check_decoding(self) -> None:
-        """Raise where candidates are asked for that were not kept."""
-        prob = self._thresholds(self.said)[0]
+        """Raise where candidates are asked for that were not kept, or what decoding needs is missing."""
+        said = self.said
+        self._check_shapes(said)
+        prob = self._thresholds(said)[0]
         if prob < self._kept_above:
             raise InputError(
                 f"prob_thresh={prob}, and candidates were kept above {self._kept_above}: predict again with "

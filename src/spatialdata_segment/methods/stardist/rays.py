@@ -31,22 +31,54 @@ class Rays(NamedTuple):
     faces: NDArray[np.int32]
 
 
-def rays_of(said: Mapping[str, Any]) -> Rays:
+def rays_of(said: Mapping[str, Any], n_rays: int | None = None) -> Rays:
     """Make the rays that a configuration names (``rays_json``).
+
+    Parameters
+    ----------
+    said
+        ``name`` of StarDist's class, and ``kwargs``, what it is made with.
+    n_rays
+        How many are expected; None: any number.
 
     Raises
     ------
     InputError
-        If StarDist has no rays of that name, or not with such settings.
+        If StarDist has no rays of that name, not with such settings, or not as many.
     """
-    name, settings = said.get("name"), dict(said.get("kwargs", {}))
-    if name not in _KINDS:
+    name, settings = said.get("name"), said.get("kwargs", {})
+    if not isinstance(name, str) or name not in _KINDS:
         raise InputError(f"rays {name!r} are not known: expected one of {', '.join(sorted(_KINDS))}")
+    if not isinstance(settings, Mapping):
+        raise InputError(f"rays {name} have kwargs {settings!r} in config.json's rays_json, expected a JSON object")
     try:
-        vertices, faces = _KINDS[name](**settings)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"rays {name} cannot be made with {settings}: {error}") from error
-    return Rays(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.int32))
+        rays = _checked(*_KINDS[name](**settings))
+    except (TypeError, ValueError, ArithmeticError, IndexError, RuntimeError) as error:  # Qhull's is a RuntimeError
+        why = str(error).partition("\n")[0]
+        raise InputError(
+            f"rays {name} cannot be made with {dict(settings)}: {why}; take rays_json of the config.json that was "
+            "written with the weights"
+        ) from error
+    if n_rays is not None and len(rays.vertices) != n_rays:
+        raise InputError(
+            f"rays_json of config.json makes {len(rays.vertices)} rays ({name}, {dict(settings)}), and n_rays is "
+            f"{n_rays}: expected as many; take the config.json that was written with the weights"
+        )
+    return rays
+
+
+def _checked(vertices: Any, faces: Any) -> Rays:
+    rays = Rays(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.int32))
+    for what, array in zip(Rays._fields, rays, strict=True):
+        if array.ndim != 2 or array.shape[1] != 3 or not len(array):
+            raise ValueError(f"{what} of shape {array.shape}, expected (n, 3)")
+    if not np.isfinite(rays.vertices).all():
+        raise ValueError("vertices that are not finite")
+    if rays.faces.min() < 0 or rays.faces.max() >= len(rays.vertices):
+        raise ValueError(
+            f"faces of the vertices {rays.faces.min()} to {rays.faces.max()}, expected 0 to {len(rays.vertices) - 1}"
+        )
+    return rays
 
 
 Shape = tuple[Any, Any]
@@ -61,11 +93,18 @@ def _golden_spiral(n: int = 70, anisotropy: Any = None) -> Shape:
     z = np.linspace(-1, 1, n)
     rho = np.sqrt(1.0 - z**2)
     vertices = np.stack([z, rho * np.sin(phi), rho * np.cos(phi)]).T
-    vertices = vertices / (np.ones(3) if anisotropy is None else np.array(anisotropy))
+    vertices = vertices / _scale(anisotropy)
     faces = ConvexHull(vertices).simplices
     outward = np.linalg.det(vertices[faces]) > 0
     faces = np.where(outward[:, None], faces[:, ::-1], faces)
     return vertices / np.linalg.norm(vertices, axis=-1, keepdims=True), faces
+
+
+def _scale(anisotropy: Any) -> NDArray[np.float64]:
+    scale = np.ones(3) if anisotropy is None else np.array(anisotropy, float)
+    if scale.shape != (3,) or not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(f"anisotropy is {anisotropy}, expected three numbers above 0, along z, y, x")
+    return scale
 
 
 def _cartesian(n_rays_x: int = 11, n_rays_z: int = 5) -> Shape:

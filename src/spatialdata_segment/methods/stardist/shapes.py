@@ -138,10 +138,10 @@ class Polyhedra:
 
 def of(said: Description) -> Shapes:
     """Return the shapes of a model."""
-    return Polygons() if said.rays is None else _polyhedra(json.dumps(said.rays, sort_keys=True))
+    return Polygons() if said.rays is None else _polyhedra(json.dumps(said.rays, sort_keys=True), said.n_rays)
 
 
 @lru_cache(maxsize=8)
-def _polyhedra(rays: str) -> Polyhedra:
-    vertices, faces = rays_of(json.loads(rays))
+def _polyhedra(rays: str, n_rays: int) -> Polyhedra:
+    vertices, faces = rays_of(json.loads(rays), n_rays)
     return Polyhedra(vertices, faces, polyhedra.look_up(vertices, faces))

@@ -93,6 +93,8 @@ def _checked(path: Path, layer: Layer, name: str, held: Held) -> dict[str, NDArr
             f"{list(layer.shapes.values())}: {_AGAIN}"
         )
     for array in held[name]:
+        if array.dtype.kind not in "fiu":
+            raise InputError(f"{path}: layer {name!r} holds weights of dtype {array.dtype}, expected numbers: {_AGAIN}")
         if not np.isfinite(array).all():
             raise InputError(f"{path}: layer {name!r} holds NaN or infinite weights; the file is spoilt: {_AGAIN}")
     return {n: np.asarray(a, np.float32) for n, a in zip(layer.shapes, held[name], strict=True)}
@@ -108,7 +110,7 @@ def _read(path: Path) -> Held:
                 return _legacy(root)
             if "layers" in root:
                 return _keras3(root["layers"])
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # of a file that is none
         raise InputError(f"{path} cannot be read: {error}: {_AGAIN}") from error
     raise InputError(f"{path} holds no weights of Keras: expected what StarDist's training wrote, weights_best.h5")
 
