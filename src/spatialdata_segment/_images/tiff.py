@@ -27,8 +27,8 @@ _RGB = 2, 6
 _PALETTE, _PLANAR, _UNSPECIFIED = 3, 2, 0
 """Codes of a photometric interpretation, of samples in planes of their own, and of an extra sample."""
 ALPHA = (
-    "says that it is RGB with a fourth channel that is alpha, which is left out: if these are four stains, save them as "
-    "such, with tifffile.imwrite(..., photometric='minisblack')"
+    "says that it is RGB and that its fourth channel is alpha, which is left out: if these are four stains, save them "
+    "as such, with tifffile.imwrite(..., photometric='minisblack')"
 )
 SMALL = 2048 * 2048
 """px; an image up to that may be read row by row."""
