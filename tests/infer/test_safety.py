@@ -71,7 +71,9 @@ class TestNothingElseIsReplaced:
         (tmp_path / "sdata.zarr/images/image").mkdir(parents=True)
         with pytest.raises(InputError, match=r"sdata\.zarr is the image"):
             check_free(tmp_path, {POLYGONS}, tmp_path / "sdata.zarr/images/image", overwrite=True)
-        check_free(tmp_path, {POLYGONS}, tmp_path / "other.tif", overwrite=True)
+        other = tmp_path / "other.tif"
+        other.touch()
+        check_free(tmp_path, {POLYGONS}, other, overwrite=True)
 
     def test_names_are_those_of_what_is_written(self, picture):
         one = Job.of(picture, Settings(Model("dapi", as_workflow("dapi"))))
@@ -80,26 +82,27 @@ class TestNothingElseIsReplaced:
         every = Job.of(picture, Settings(Model("flow", flow), formats=tuple(FORMATS.split(","))))
         assert every.names == {POLYGONS, NUCLEI, "a_seg.npy", *FILES.values()}
 
-    def test_what_a_killed_run_wrote_is_no_obstacle(self, tmp_path, monkeypatch):
+    def test_what_a_killed_run_wrote_is_no_obstacle(self, picture, tmp_path):
         """Killed between the files and the metadata: the next run needs no --overwrite, and leaves nothing behind."""
-        image = tmp_path / "x.tif"
         out = tmp_path / "out"
         out.mkdir()
         (out / "rois.zip").write_text("of an earlier result")
         first = Output(out, {"a": 1}).__enter__()
         (first.new / POLYGONS).write_text("new")
-        monkeypatch.setattr(outputs.json, "dumps", None)
         with pytest.raises(TypeError):
-            first.publish({}, {"rois.zip"})
-        monkeypatch.undo()
-        outputs.write_json(first.work / "published.json", ["rois.zip", POLYGONS])
-        (out / POLYGONS).write_text("new")
-        first._lock.abandon()
-        check_free(out, {POLYGONS}, image, overwrite=False)
+            first.publish({"not": object()}, {"rois.zip"})
+        first._lock.abandon()  # as the death of a process does
+        assert sorted(p.name for p in out.iterdir()) == sorted([outputs.WORK, POLYGONS])
+        check_free(out, {POLYGONS}, picture, overwrite=False)
         assert written_before(out) == {"rois.zip", POLYGONS}
         (out / "labels.tif").write_text("mine")
-        with pytest.raises(ExistsError, match=r"labels\.tif"):
-            check_free(out, {POLYGONS, "labels.tif"}, image, overwrite=False)
+        with pytest.raises(ExistsError, match=r"has labels\.tif already"):
+            check_free(out, {POLYGONS, "labels.tif"}, picture, overwrite=False)
+        before = written_before(out)
+        with Output(out, {"a": 1}) as second:
+            (second.new / NUCLEI).write_text("newer")
+            second.publish({}, before)
+        assert {p.name for p in out.iterdir()} == {METADATA, NUCLEI, "labels.tif"}
 
     @pytest.mark.parametrize("files", [["../precious.txt", "mine.txt", "sub/rois.zip", 3, {}, "..", ""], "rois.zip", 5])
     def test_only_results_are_removed(self, tmp_path, files):
@@ -176,7 +179,7 @@ class TestChannels:
     @pytest.mark.parametrize("channels", [[0, 0], ["R", "R"], ["R", 0], [1, 0, "G"]])
     def test_named_twice(self, channels):
         for model in (find_model("cyto3"), find_model("dapi")):
-            with pytest.raises(InputError, match="names a channel of x.tif twice"):
+            with pytest.raises(InputError, match="names a channel of x"):
                 model.workflow(channels, ["R", "G", "B"], "x.tif")
 
     @pytest.mark.parametrize(("name", "takes"), [("nuclei-small", 1), ("nuclei", 1), ("cyto3", 2), ("cpsam", 3)])
@@ -195,16 +198,18 @@ class TestChannels:
         mine = Model("mine", Cellpose("cyto3"), 2, at_most=3)
         mine.workflow([0, 1, 2], list("abcd"), "x.tif")
 
-    @pytest.mark.parametrize(("dtype", "warns"), [(np.uint16, True), (np.uint8, True)])
-    def test_a_fourth_that_is_taken_for_alpha(self, tmp_path, capsys, dtype, warns):
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    @pytest.mark.parametrize("dtype", [np.uint16, np.uint8])
+    def test_a_fourth_that_is_taken_for_alpha(self, tmp_path, capsys, dtype):
         """tifffile marks four planes of one array so, unless it is told what they are."""
         tifffile.imwrite(tmp_path / "c4.tif", np.ones((4, 20, 20), dtype), photometric="rgb", planarconfig="separate")
         with pytest.warns(SegmentationWarning, match="photometric='minisblack'"):
             image, facts = read_image(tmp_path / "c4.tif")
-        assert (image.shape[0], facts.has_alpha) == (3, warns)
+        assert (image.shape[0], facts.has_alpha) == (3, True)
         assert infer("--image-path", tmp_path / "c4.tif", "--channels", "3", "--output-dir", tmp_path / "o") == 2
         assert "its fourth channel is alpha" in capsys.readouterr().err
 
+    @pytest.mark.filterwarnings("ignore::spatialdata_segment.errors.SegmentationWarning")
     @pytest.mark.parametrize("planar", ["separate", "contig"])
     def test_a_fourth_that_is_not_said_to_be_alpha(self, tmp_path, planar):
         """Of 16 bits it is a stain; of 8 bits it is left out, as before."""
