@@ -228,7 +228,7 @@ def test_what_failed_late_is_not_computed_again(image, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "segment", lambda *a, **k: calls.append(1) or segment(*a, **k))
     options = ["--image-path", image, "--output-dir", out, *DAPI, "--channels", "1"]
     assert infer(*options) == 2
-    assert names_in(out) == [".spatialdata_segment"]
+    assert names_in(out) == [".spatialdata_segment_infer"]
     monkeypatch.setattr(run, "write_files", write_files)
     assert infer(*options) == 0
     assert names_in(out) == ["metadata.json", "polygons.parquet"]
@@ -360,13 +360,13 @@ def test_values_that_options_do_not_take(image, option, capsys):
 
 
 def test_options_of_a_file(image, tmp_path, capsys):
-    """The command line goes before the file; what infer does not have is told."""
+    """The command line goes before the file; what says the same as the usual is no matter."""
     flow = "nucleus: {method: threshold-nuclei}\n"
-    flow += "options: {channels: [1], pixel_size: 0.5, shard_size: 5000, table: false}\n"
+    flow += "options: {channels: [1], pixel_size: 0.5, shard_size: 5000, table: true, progress: false}\n"
     (tmp_path / "flow.yaml").write_text(flow)
     options = ["--image-path", image, "--config-file", tmp_path / "flow.yaml", "--quiet"]
     assert infer(*options, "--output-dir", tmp_path / "a") == 0
-    assert "not used, for infer has nothing of that kind: table" in capsys.readouterr().err
+    assert not capsys.readouterr().err
     assert infer("--image-path", image, "--channels", "1", *DAPI, "--output-dir", tmp_path / "b") == 0
     assert np.array_equal(labels_in(tmp_path / "a"), labels_in(tmp_path / "b"))
     assert metadata_of(tmp_path / "a")["pixel-size"] == 0.5

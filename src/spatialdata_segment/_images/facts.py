@@ -44,6 +44,8 @@ class ImageFacts:
         µm, ``(y, x)``; None where the file does not say.
     is_tiled
         Whether a box can be read without reading the rows or the plane that it lies in.
+    has_alpha
+        Whether the file has an alpha channel after those of the colours, which is left out.
 
     Examples
     --------
@@ -61,6 +63,7 @@ class ImageFacts:
     channels: tuple[str, ...]
     pixel_size: tuple[float, float] | None
     is_tiled: bool
+    has_alpha: bool = False
 
 
 @dataclass(frozen=True)

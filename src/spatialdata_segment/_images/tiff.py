@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from spatialdata_segment._images.facts import SIDE, Axes, ImageFacts, channel_na
 from spatialdata_segment._images.lazy import lazy_array
 from spatialdata_segment._images.units import size_in_tags, size_of_pixels
 from spatialdata_segment.engine.executor import cores
-from spatialdata_segment.errors import InputError
+from spatialdata_segment.errors import InputError, SegmentationWarning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 _RGB = 2, 6
 """Codes of photometric interpretation: RGB, YCbCr."""
-_PALETTE = 3
+_PALETTE, _PLANAR, _UNSPECIFIED = 3, 2, 0
+"""Codes of a photometric interpretation, of samples in planes of their own, and of an extra sample."""
+ALPHA = (
+    "says that it is RGB and that its fourth channel is alpha, which is left out: if these are four stains, save them "
+    "as such, with tifffile.imwrite(..., photometric='minisblack')"
+)
 SMALL = 2048 * 2048
 """px; an image up to that may be read row by row."""
 
@@ -56,14 +62,23 @@ def read_tiff(path: Path, *, page: int | None, channel_last: bool) -> tuple[da.A
         photometric = int(one.keyframe.photometric)
         if photometric == _PALETTE:
             raise InputError(f"{path} holds indices into a palette of colours: save it as grey or RGB first")
-        is_rgb = photometric in _RGB and axes.n_channels in (3, 4)
-        if is_rgb:
-            plane = plane[:3]  # without an alpha channel
+        is_rgb = photometric in _RGB and axes.n_channels in (3, 4) and not _is_of_stains(one, axes)
+        has_alpha = is_rgb and axes.n_channels == 4
+        if has_alpha:
+            plane = plane[:3]
+            if one.keyframe.planarconfig == _PLANAR or one.keyframe.bitspersample != 8:  # few pictures are
+                warnings.warn(f"{path} {ALPHA}", SegmentationWarning, stacklevel=3)
         names, size = _said_by_ome(tif, which) if tif.is_ome else ((), size_in_tags(tif))
         n_pages = axes.n_pages if page is None else sum(a.n_pages for a in found)
         channels = channel_names(plane.shape[0], names, is_rgb=is_rgb)
-        facts = ImageFacts(path, "tiff", axes.letters, axes.shape, page, n_pages, channels, size, is_tiled)
+        facts = ImageFacts(path, "tiff", axes.letters, axes.shape, page, n_pages, channels, size, is_tiled, has_alpha)
     return plane, facts
+
+
+def _is_of_stains(series: TiffPageSeries, axes: Axes) -> bool:
+    """Tell whether four samples are four stains: the last is not said to be alpha, and a picture has eight bits."""
+    page = series.keyframe
+    return axes.n_channels == 4 and page.bitspersample == 16 and tuple(map(int, page.extrasamples)) == (_UNSPECIFIED,)
 
 
 def _chosen(found: Sequence[Axes], page: int | None, path: Path) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 from spatialdata_segment._infer.folder import image_name, infer_folder
 from spatialdata_segment._infer.models import DEFAULT, fetch
 from spatialdata_segment._infer.run import Job, infer
-from spatialdata_segment._infer.settings import FORMATS, OPTIONS, settings_of
+from spatialdata_segment._infer.settings import FORMATS, OPTIONS, RUN, settings_of
 from spatialdata_segment._options import add_options, given
 from spatialdata_segment._segment import segment
 from spatialdata_segment.errors import InputError
@@ -91,21 +91,21 @@ def _add_writing(group: Any) -> None:
     group.add_argument(
         "--z-index", type=int, default=argparse.SUPPRESS, metavar="N", help="plane of a stack that the image is"
     )
-    group.add_argument("--overwrite", action="store_true", help="replace an earlier result")
+    group.add_argument("--overwrite", action="store_true", default=argparse.SUPPRESS, help="replace an earlier result")
 
 
 def do_infer(args: argparse.Namespace) -> None:
     """Segment an image, or all of a folder."""
     options = given(segment, args)
-    resume, progress = options.pop("resume", True), options.pop("progress", True)
+    said = {name: options[name] for name in RUN if name in options}
     options = {name: value for name, value in options.items() if name in OPTIONS}
     if args.image_dir is not None and hasattr(args, "z_index"):
         raise InputError(f"--z-index {args.z_index} with --image-dir: it is of one image; edit configs.yml afterwards")
     if not args.keep_image and "sdata" not in args.formats:
         raise InputError("--no-image without --format sdata: there is no store to leave the image out of")
     settings = settings_of(vars(args), options)
-    run = {"overwrite": args.overwrite, "resume": resume, "progress": progress}
-    fetch(settings.model, progress=progress)
+    run = {"overwrite": False, "resume": True, "progress": True} | settings.run | said
+    fetch(settings.model, progress=run["progress"])
     if settings.model.note is not None:
         print(settings.model.note)
     if args.image_dir is not None:

@@ -11,15 +11,13 @@ import numpy as np
 import pandas as pd
 
 from spatialdata_segment import _elements, formats
-from spatialdata_segment._infer.outputs import POLYGONS
+from spatialdata_segment._infer.outputs import FILES, NUCLEI, POLYGONS, seg_npy
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from xarray import DataArray
 
-NUCLEI = "nucleus_polygons.parquet"
-"""Outlines of the nuclei, where a workflow finds nuclei and cells."""
 _BRIEF = "image-shape", "image-path", "model-type", "z_index", "pixel-size", "version"
 """What the files of outlines say of the run."""
 
@@ -79,16 +77,14 @@ def write_files(folder: Path, found: Found, wanted: Collection[str], metadata: M
     if found.nuclei is not None:
         formats.write_parquet(folder / NUCLEI, found.nuclei, metadata=brief)
     if "geojson" in wanted:
-        formats.write_geojson(folder / "polygons.geojson", found.cells, properties=found.measured)
+        formats.write_geojson(folder / FILES["geojson"], found.cells, properties=found.measured)
     if "imagej" in wanted:
-        formats.write_imagej(folder / "rois.zip", found.cells)
+        formats.write_imagej(folder / FILES["imagej"], found.cells)
     if "tiff" in wanted:
-        formats.write_label_tiff(folder / "labels.tif", found.labels, pixel_size=metadata["pixel-size"])
+        formats.write_label_tiff(folder / FILES["tiff"], found.labels, pixel_size=metadata["pixel-size"])
     if "npy" in wanted:
         image = Path(metadata["image-path"])
-        formats.write_seg_npy(
-            folder / f"{image.stem}_seg.npy", found.labels, image_path=image, diameter=metadata["diameter"]
-        )
+        formats.write_seg_npy(folder / seg_npy(image), found.labels, image_path=image, diameter=metadata["diameter"])
 
 
 def _polygons(sdata: Any, name: str) -> gpd.GeoDataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,15 +14,16 @@ from typing import TYPE_CHECKING
 import yaml
 
 from spatialdata_segment._images import SUFFIXES
+from spatialdata_segment._infer.outputs import check_place
 from spatialdata_segment._infer.run import Job, infer, is_done, n_cells
 from spatialdata_segment._request import SHARD_SIZE
 from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.engine.events import of_image
 from spatialdata_segment.engine.executor import Executor
-from spatialdata_segment.errors import ImagesError, InputError, MissingError, SegmentationError
+from spatialdata_segment.errors import ImagesError, InputError, MissingError, SegmentationError, SegmentationWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
     from spatialdata_segment._infer.settings import Settings
@@ -63,6 +65,7 @@ def infer_folder(
     ImagesError
         If some failed; the others are done.
     """
+    check_place(output)
     images = find_images(folder, settings.image_type)
     planes(output / CONFIGS)  # a spoilt one is told before anything runs
     failed: dict[str, Exception] = {}
@@ -96,7 +99,7 @@ def infer_folder(
     for image in sorted(large) if several > 1 else every:
         one(*image, beside=False)
     if done:
-        write_planes(output / CONFIGS, done)
+        write_planes(output / CONFIGS, done, images)
     _raise_failed({name: failed[name] for name in images if name in failed}, len(images))
 
 
@@ -144,7 +147,8 @@ def _raise_failed(failed: dict[str, Exception], total: int) -> None:
 def find_images(folder: Path, image_type: str | None = None) -> dict[str, Path]:
     """Return the images of a folder by their names, in the order of the numbers in these.
 
-    The name is that of the file without its suffix, or with it where two images would have the same.
+    The name is that of the file without its suffix, or with it where that would be the name of another, or of
+    ``configs.yml``: no two images have the same, and their results lie in folders of their own.
 
     Raises
     ------
@@ -161,7 +165,8 @@ def find_images(folder: Path, image_type: str | None = None) -> dict[str, Path]:
         raise MissingError(f"no image in {folder}: expected names that end in {', '.join(ends)}")
     paths = sorted(found, key=lambda p: _natural(p.name))
     short = [image_name(p) for p in paths]
-    return {name if short.count(name) == 1 else p.name: p for p, name in zip(paths, short, strict=True)}
+    taken = {p.name for p in paths} | {CONFIGS} | {name for name, n in Counter(short).items() if n > 1}
+    return {p.name if name in taken else name: p for p, name in zip(paths, short, strict=True)}
 
 
 def image_name(path: Path) -> str:
@@ -186,16 +191,35 @@ def planes(path: Path) -> dict[str, int | None]:
         return {}
     listed = read_yaml(path, "configuration").get("stitch")
     try:
-        return {str(entry["image_name"]): entry["z_index"] for entry in listed or ()}
-    except (TypeError, KeyError):
+        return {str(entry["image_name"]): entry.get("z_index") for entry in listed or ()}
+    except (TypeError, KeyError, AttributeError):
         raise InputError(
             f"{path}: stitch is {listed!r}, expected a list with image_name and z_index; repair or remove the file"
         ) from None
 
 
-def write_planes(path: Path, names: Iterable[str]) -> None:
-    """List images in ``configs.yml``; those of before whose folders are there stay, and the plane that each had."""
-    known = {name: z for name, z in planes(path).items() if (path.parent / name).is_dir()}
+def write_planes(path: Path, names: Iterable[str], images: Collection[str]) -> None:
+    """List images in ``configs.yml``; those of before stay, and the plane that each had.
+
+    What is no image of the folder any more goes with its result; as long as that is there it stays, with a warning.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    names
+        What is done.
+    images
+        All that the folder has.
+    """
+    known = {name: z for name, z in planes(path).items() if name in images or (path.parent / name).is_dir()}
+    if stale := [name for name in known if name not in images]:
+        warnings.warn(
+            f"{path} lists {', '.join(stale)}, of which the folder has no image now, but there are results: `stitch` "
+            "takes them too; remove their folders and call again, if they are not wanted",
+            SegmentationWarning,
+            stacklevel=3,
+        )
     every = sorted({*known, *names}, key=_natural)
     content = {"stitch": [{"image_name": name, "z_index": known.get(name)} for name in every]}
     temporary = path.with_name(f".{path.name}")

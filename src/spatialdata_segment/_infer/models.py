@@ -41,7 +41,9 @@ class Model:
     part
         A method, which gets its channels by their order, or a workflow with channel rules of its own.
     takes
-        Channels of an image that the method gets where none are named.
+        Channels of an image that the method gets, at most, where none are named.
+    at_most
+        Channels that it gets at most, where they are named; None: ``takes``.
     note
         What stands in for a model that is not there, and why.
     """
@@ -50,6 +52,7 @@ class Model:
     part: Method | Workflow
     takes: int = 1
     note: str | None = None
+    at_most: int | None = None
 
     def workflow(
         self, channels: Sequence[str | int] | None, names: Sequence[str], image: str
@@ -59,8 +62,10 @@ class Model:
         Raises
         ------
         InputError
-            If the image has more channels than the method takes, and none are named.
+            If one is named twice, or there are more than the method takes.
         """
+        if channels is not None:
+            _check_once(channels, names, image)
         if isinstance(self.part, Workflow):
             return self.part, None if channels is None else list(channels)
         if self.part.channels is not None:  # a stain of an RGB image
@@ -73,13 +78,28 @@ class Model:
         if channels is None:
             if len(names) > self.takes or (self.model_type in HE and len(names) != 3):
                 told = ", ".join(f"{k}: {name}" for k, name in enumerate(names))
-                usual = "0,1,2 (R, G, B)" if self.model_type in HE else "0 (membrane) or 0,1 (membrane, nucleus)"
                 raise InputError(
                     f"{image} has {len(names)} channels ({told}), and {self.model_type} takes "
-                    f"{3 if self.model_type in HE else self.takes}: say which with --channels, such as {usual}"
+                    f"{3 if self.model_type in HE else self.takes}: say which with --channels, such as {self._usual}"
                 )
             channels = list(range(len(names)))
+        most = self.takes if self.at_most is None else self.at_most
+        if len(channels) > most:
+            given = ",".join(map(str, channels))
+            raise InputError(
+                f"--channels {given} are {len(channels)}, and {self.model_type} takes {most}: name no more, such as "
+                f"{self._usual}"
+            )
         return Workflow(cell=_with(self.part, channels=tuple(channels))), None
+
+    @property
+    def _usual(self) -> str:
+        """What stands after --channels, as a rule."""
+        if self.model_type in HE or (isinstance(self.part, StarDist) and self.takes == 3):
+            return "0,1,2 (R, G, B)"
+        if self.takes == 1:
+            return "0 (nucleus)"
+        return "0 (membrane) or 0,1 (membrane, nucleus)"
 
 
 def find_model(
@@ -121,13 +141,13 @@ def find_model(
     if model_path is not None:
         cellpose.check_file(model_path)
         made = _made(None, settings | {"model_path": model_path})
-        return Model(name, made, 3 if name in HE else _takes(made))
+        return Model(name, made, 3 if name in HE else _takes(made), at_most=3)  # of a network that is not known
     if name in HE:
         route = find_route(settings)
         return Model(name, route.method, 3, f"{name}: {route.note}")
     if name in cellpose.BUILT_IN or name in cellpose.own_models():
         made = _made(name, settings)
-        return Model(name, made, _takes(made))
+        return Model(name, made, _takes(made), at_most=None if name in cellpose.BUILT_IN else 3)
     if name in PRETRAINED or name in known_workflows():
         if settings:
             given = ", ".join(settings)
@@ -155,6 +175,17 @@ def fetch(model: Model, *, progress: bool) -> None:
     if isinstance(model.part, Cellpose) and model.part.model is not None:
         asks = model.part.diameter is None and model.part.rescale is None
         cellpose.ensure_model(model.part.model, size=asks, progress=progress)
+
+
+def _check_once(channels: Sequence[str | int], names: Sequence[str], image: str) -> None:
+    """Raise `InputError` where a channel is named twice, also once by its name and once by its index."""
+    at = [names.index(c) if isinstance(c, str) and c in names else c for c in channels]
+    for k, channel in enumerate(at):
+        if channel in at[:k]:
+            both = " and ".join(map(str, dict.fromkeys((channels[at.index(channel)], channels[k]))))
+            raise InputError(
+                f"--channels {','.join(map(str, channels))} names a channel of {image} twice ({both}): name each once"
+            )
 
 
 def _made(model: str | None, settings: Mapping[str, Any]) -> Cellpose:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spatialdata_segment._journal import DOT
 from spatialdata_segment._lock import Lock
 from spatialdata_segment.engine.scratch import write_json
 from spatialdata_segment.errors import ExistsError, InputError, ScratchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Collection
     from types import TracebackType
     from typing import Self
 
 METADATA, POLYGONS = "metadata.json", "polygons.parquet"
-WORK = ".spatialdata_segment"
+NUCLEI = "nucleus_polygons.parquet"
+"""Outlines of the nuclei, where a workflow finds nuclei and cells."""
+FILES = {"sdata": "sdata.zarr", "geojson": "polygons.geojson", "imagej": "rois.zip", "tiff": "labels.tif"}
+"""What formats are written into; `seg_npy` is the file of "npy"."""
+WORK = ".spatialdata_segment_infer"
+"""Work in progress; another name than that of the folder which `segment` has in a store."""
+_PUBLISHED = "published.json"
+_ZARR = "zarr.json", ".zgroup", ".zarray"
+
+
+def seg_npy(image: Path) -> str:
+    """Return the name of the file for Cellpose's GUI."""
+    return f"{image.stem}_seg.npy"
 
 
 def read_metadata(folder: Path) -> dict[str, Any] | None:
@@ -90,7 +103,7 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        left = (f"{WORK}/scratch/*/*/*/*.shard", f"{WORK}/scratch/*/*/maps/done/c", "tables/*")
+        left = (f"{DOT}/scratch/*/*/*/*.shard", f"{DOT}/scratch/*/*/maps/done/c", "tables/*")
         if not self._done and any(any(self.store.glob(pattern)) for pattern in left):
             self._lock.release()  # the next run goes on from there
             return
@@ -105,9 +118,9 @@ class Output:
     def _clear(self, folder: Path) -> None:
         for path in folder.iterdir():
             if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    def publish(self, metadata: dict[str, Any], before: Iterable[str] = ()) -> None:
+    def publish(self, metadata: dict[str, Any], before: Collection[str] = ()) -> None:
         """Put what lies in `new` in its place, then the metadata; files of an earlier result go.
 
         Parameters
@@ -115,10 +128,11 @@ class Output:
         metadata
             Its ``files`` are the names of what was written.
         before
-            Names of the earlier result's files.
+            Names of the earlier result's files, as `written_before` tells them.
         """
-        (self.folder / METADATA).unlink(missing_ok=True)
         names = [path.name for path in self.new.iterdir()]
+        write_json(self.work / _PUBLISHED, sorted({*before, *names}))
+        (self.folder / METADATA).unlink(missing_ok=True)
         for name in {*before, *names}:
             path = self.folder / name
             if path.is_dir():
@@ -133,11 +147,76 @@ class Output:
         self._done = True
 
 
-def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raise `ExistsError` where a folder has a result that may not be replaced, or holds a file of its names."""
-    if overwrite or not folder.is_dir():
+def written_before(folder: Path) -> set[str]:
+    """Return the names of what an earlier run wrote into a folder, also one that was killed while it did.
+
+    Names that are none of a result are left out, whatever the files say: what they name is not ours to remove.
+    """
+    said = (read_metadata(folder) or {}).get("files")
+    return {name for names in (said, _published(folder)) if isinstance(names, list) for name in names if _is_ours(name)}
+
+
+def check_place(folder: Path) -> None:
+    """Raise `InputError` where a folder is a Zarr, or lies in one: an image or a store is no place for a result."""
+    place = folder.resolve()
+    for at in (place, *place.parents):
+        if any((at / name).is_file() for name in _ZARR):
+            where = "is" if at == place else "lies in"
+            raise InputError(f"{folder} {where} a Zarr, an image or a store ({at}): expected a folder of its own; pass "
+                             "another --output-dir")  # fmt: skip
+
+
+def check_free(folder: Path, names: Collection[str], image: Path, *, overwrite: bool) -> None:
+    """Check that a result may be written into a folder.
+
+    Parameters
+    ----------
+    folder
+        Where the result goes.
+    names
+        What is written there besides the metadata.
+    image
+        What is segmented: it is not written over, whatever is asked for.
+    overwrite
+        Whether what is there may be replaced.
+
+    Raises
+    ------
+    InputError
+        If the folder is a Zarr or lies in one, or the image itself would be replaced or removed.
+    ExistsError
+        If there is something of these names, and it may not be replaced.
+    """
+    check_place(folder)
+    if not folder.is_dir():
         return
-    names = (METADATA,) if (folder / WORK).is_dir() else (METADATA, POLYGONS)  # a killed run may have written the rest
-    there = [name for name in names if (folder / name).exists()]
-    if there:
+    ours = written_before(folder)
+    source = image.resolve()
+    for name in sorted({METADATA, *names, *ours}):
+        path = folder / name
+        if path.exists() and any(path.samefile(p) for p in (source, *source.parents)):
+            raise InputError(f"{path} is the image, and a result would replace it: pass another --output-dir")
+    killed = {name for name in _published(folder) if _is_ours(name)}  # by a run that did not come to its metadata
+    there = [name for name in sorted({METADATA, *names}) if name not in killed and _is_there(folder / name)]
+    if there and not overwrite:
         raise ExistsError(f"{folder} has {' and '.join(there)} already: pass --overwrite, or another --output-dir")
+
+
+def _published(folder: Path) -> list[Any]:
+    """Return what a run that was killed was about to write or remove."""
+    try:
+        found = json.loads((folder / WORK / _PUBLISHED).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def _is_ours(name: Any) -> bool:
+    """Tell whether a name is that of a file of a result."""
+    if not isinstance(name, str) or Path(name).name != name:
+        return False
+    return name in (POLYGONS, NUCLEI, *FILES.values()) or name.endswith("_seg.npy")
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialdata_segment._images import read_image
+from spatialdata_segment._images.tiff import ALPHA
 from spatialdata_segment._infer.files import Found, write_files
-from spatialdata_segment._infer.outputs import Output, check_free, read_metadata
+from spatialdata_segment._infer.outputs import (
+    FILES,
+    NUCLEI,
+    POLYGONS,
+    Output,
+    check_free,
+    read_metadata,
+    seg_npy,
+    written_before,
+)
 from spatialdata_segment._infer.settings import RESULT
 from spatialdata_segment._segment import segment
 from spatialdata_segment._stores import make_store
@@ -17,6 +27,7 @@ from spatialdata_segment._table import read_metadata as read_uns
 from spatialdata_segment._version import __version__
 from spatialdata_segment.engine.executor import cores
 from spatialdata_segment.engine.stored import put_down
+from spatialdata_segment.errors import InputError
 from spatialdata_segment.methods.cellpose.method import Cellpose
 
 if TYPE_CHECKING:
@@ -62,6 +73,8 @@ class Job:
             page=settings.page,
             channel_last=settings.channel_last,
         )
+        if facts.has_alpha and 3 in (settings.channels or ()):
+            raise InputError(f"--channels {','.join(map(str, settings.channels or ()))}: {facts.path} {ALPHA}")
         workflow, channels = settings.model.workflow(settings.channels, facts.channels, path.name)
         return cls(image, facts, workflow, channels, settings)
 
@@ -69,6 +82,13 @@ class Job:
     def options(self) -> dict[str, Any]:
         """Options of `segment`; the pixel size is that of the file where none is given."""
         return {"pixel_size": self.facts.pixel_size} | self.settings.options
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the files of its result, besides the metadata."""
+        names = {POLYGONS} | ({NUCLEI} if self.workflow.methods().keys() >= {"nucleus", "cell"} else set())
+        names |= {seg_npy(self.facts.path) if kind == "npy" else FILES[kind] for kind in self.settings.formats}
+        return names
 
     def configuration(self) -> dict[str, Any]:
         """Return what reproduces the run on this image or another, JSON-like."""
@@ -99,11 +119,14 @@ def infer(job: Job, folder: Path, *, overwrite: bool = False, resume: bool = Tru
     Raises
     ------
     ExistsError
-        If the folder has a result, and it may not be replaced.
+        If the folder has a file of a result's names, and it may not be replaced.
+    InputError
+        If the folder is an image or a store, or the image itself would be replaced.
     SegmentationError
         As `segment`; work that can be resumed is left in the folder, and nothing else.
     """
-    check_free(folder, overwrite=overwrite)
+    check_free(folder, job.names, job.facts.path, overwrite=overwrite)
+    before = written_before(folder)
     wanted = {"request": job.request(), "configuration": job.configuration()}
     with Output(folder, wanted, resume=resume) as output:
         in_store = "sdata" in job.settings.formats and job.settings.keep_image
@@ -115,12 +138,11 @@ def infer(job: Job, folder: Path, *, overwrite: bool = False, resume: bool = Tru
             segment(
                 sdata, "image", job.workflow, channels=job.channels, key_added=KEY, progress=progress, **job.options
             )
-        before = (read_metadata(folder) or {}).get("files", [])
         metadata = _metadata(job, read_uns(sdata.tables[f"{KEY}_table"]))
         found = Found.in_object(sdata, KEY)
         write_files(output.new, found, job.settings.formats, metadata)
         if "sdata" in job.settings.formats:
-            output.store.rename(output.new / "sdata.zarr")
+            output.store.rename(output.new / FILES["sdata"])
         names = sorted(path.name for path in output.new.iterdir())
         output.publish(metadata | {"n-cells": len(found.cells), "files": names}, before)
         return len(found.cells)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment._dialects import read_configuration
 from spatialdata_segment._infer.models import Model, find_model
+from spatialdata_segment._segment import segment
 from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.config import as_workflow
 from spatialdata_segment.errors import InputError, SegmentationWarning
@@ -20,7 +22,9 @@ FORMATS = "sdata", "geojson", "imagej", "tiff", "npy"
 """What can be written besides the polygons."""
 _TURING = {"pipeline", "postprocess"}
 OPTIONS = {"bounding_box", "pixel_size", "shard_size", "overlap_px", "n_jobs", "devices"}
-"""Options of `segment` that `infer` has."""
+"""Options of `segment` that `infer` hands on."""
+RUN = {"overwrite", "resume", "progress"}
+"""Options of `infer` that say how it runs."""
 RESULT = "pixel_size", "bounding_box"
 """Options of `segment` that decide the result; the others decide how it is computed."""
 _MODEL = "model_type", "model_path", "size_model_path", "scale", "diameter"
@@ -46,6 +50,8 @@ class Settings:
         Whether the image goes into the SpatialData store.
     options
         Of `segment`.
+    run
+        Of `RUN`, what a configuration file says.
     """
 
     model: Model
@@ -57,6 +63,7 @@ class Settings:
     formats: tuple[str, ...] = ()
     keep_image: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 def settings_of(given: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
@@ -103,15 +110,20 @@ def _with_options(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return options of `segment` and those of `infer` with what a file says of the run."""
     known = {name: value for name, value in found.items() if name in OPTIONS}
+    plain = plain | {"run": {name: value for name, value in found.items() if name in RUN}}
     if "channels" in found and "channels" not in plain:
         given = found["channels"]
         plain = plain | {"channels": [given] if isinstance(given, int | str) else list(given)}
-    unused = sorted(found.keys() - OPTIONS - {"channels"})
-    if unused:
-        warnings.warn(
-            f"{path}: not used, for infer has nothing of that kind: {', '.join(unused)}",
-            SegmentationWarning,
-            stacklevel=4,
+    if "scratch" in found:
+        warnings.warn(f"{path}: the folder for scratch is not used, infer works in its output folder",
+                      SegmentationWarning, stacklevel=4)  # fmt: skip
+    usual = {name: parameter.default for name, parameter in signature(segment).parameters.items()}
+    rest = found.keys() - OPTIONS - RUN - {"channels", "scratch"}
+    if unknown := sorted(name for name in rest if found[name] != usual[name]):
+        told = ", ".join(f"{name}: {found[name]!r}" for name in unknown)
+        raise InputError(
+            f"{path} has options that infer does not have: {told}. Remove them, or segment a SpatialData store with "
+            "`run`"
         )
     return known | options, plain
 

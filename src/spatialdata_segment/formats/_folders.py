@@ -82,6 +82,8 @@ def planes_in(folder: Path) -> dict[int, Path]:
     found = sorted(p.parent for p in folder.glob(f"[!.]*/{POLYGONS}"))
     config = folder / CONFIGS
     given = _configured(config, found) if config.exists() else {p: _own_index(p) for p in found}
+    if not given and found:
+        raise InputError(f"{config} lists no image under 'stitch': name them and their z_index, or remove the file")
     if not given:
         raise MissingError(
             f"{folder} holds no folder with {POLYGONS}: expected one for each plane, as infer writes them"
@@ -109,7 +111,7 @@ def _own_index(folder: Path) -> Any:
 def _configured(config: Path, found: list[Path]) -> Mapping[Path, Any]:
     """Return what ``configs.yml`` says of each folder that it names."""
     try:
-        entries = yaml.safe_load(config.read_text(encoding="utf-8"))["stitch"]
+        entries = yaml.safe_load(config.read_text(encoding="utf-8"))["stitch"] or []
         named = {config.parent / str(entry["image_name"]): entry.get("z_index") for entry in entries}
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(
