@@ -11,7 +11,17 @@ import shapely
 import spatialdata as sd
 from spatialdata.models import Image2DModel
 
-from spatialdata_segment import SeededWatershed, StarDist, Workflow, decode, plan, predict, preview, segment
+from spatialdata_segment import (
+    SeededWatershed,
+    StarDist,
+    Workflow,
+    decode,
+    plan,
+    predict,
+    preview,
+    resegment,
+    segment,
+)
 from spatialdata_segment.engine.events import listen
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.testing import Tissue
@@ -115,6 +125,12 @@ def test_matched_with_another_method(model, pixels):
     table = sdata[TABLE].obs.set_index("cell_id")
     assert "prob" not in table
     assert not any(name.startswith("nucleus__") for name in table)
+    assert np.array_equal(prob[inside], table["nucleus_prob"].loc[nuclei[inside]])
+    before = set(table.index)
+    resegment(sdata, "image", flow, bounding_box=(0, 0, 70, 130), progress=False)
+    nuclei, table = np.asarray(sdata["segmentation_nucleus_labels"]), sdata[TABLE].obs.set_index("cell_id")
+    assert set(table.index) - before
+    inside = nuclei > 0
     assert np.array_equal(prob[inside], table["nucleus_prob"].loc[nuclei[inside]])
 
 
