@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from math import ceil, log2
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment.errors import InputError, MissingError
 
@@ -64,12 +64,9 @@ def make_store(path: Path, image: DataArray, *, keep_image: bool) -> SpatialData
         Whether the image is written into the store.
     """
     import spatialdata as sd
-    from spatialdata.models import Image2DModel
 
     factors = [2] * max(0, ceil(log2(max(image.shape[1:]) / _COARSEST))) if keep_image else []
-    element = Image2DModel.parse(
-        image, c_coords=image.coords["c"].values.tolist(), chunks=(1, _CHUNK, _CHUNK), scale_factors=factors or None
-    )
+    element = _element(image, factors)
     if not path.exists():
         temporary = path.with_name(f".{path.name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -79,3 +76,17 @@ def make_store(path: Path, image: DataArray, *, keep_image: bool) -> SpatialData
     if not keep_image:
         sdata.images["image"] = element
     return sdata
+
+
+def in_memory(image: DataArray) -> SpatialData:
+    """Return an object with a lazy image ``(c, y, x)``, named "image", and nothing on disk."""
+    import spatialdata as sd
+
+    return sd.SpatialData(images={"image": _element(image, [])})
+
+
+def _element(image: DataArray, factors: list[int]) -> Any:
+    from spatialdata.models import Image2DModel
+
+    names = image.coords["c"].values.tolist()
+    return Image2DModel.parse(image, c_coords=names, chunks=(1, _CHUNK, _CHUNK), scale_factors=factors or None)

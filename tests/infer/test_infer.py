@@ -373,3 +373,25 @@ def test_options_of_a_file(image, tmp_path, capsys):
     assert infer(*options, "--pixel-size", "2", "--channels", "0", "--output-dir", tmp_path / "c") == 0
     assert metadata_of(tmp_path / "c")["pixel-size"] == 2
     assert metadata_of(tmp_path / "c")["channels"] == {"nucleus": ["0"]}
+
+
+class TestDryRun:
+    def test_an_image(self, folder, tmp_path, capsys):
+        before = sorted(tmp_path.rglob("*"))
+        path, output = folder / "plane1.png", tmp_path / "out"
+        assert infer("--image-path", path, "--output-dir", output, "--dry-run", "--json", *DAPI) == 0
+        (plan,) = json.loads(capsys.readouterr().out)["result"]["plans"]
+        assert plan["of"] == str(output)
+        assert plan["masks"]["nucleus"]["n_shards"] == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        assert infer("--image-path", path, "--output-dir", output, "--dry-run", "--pixel-size", "0", *DAPI) == 2
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_folder(self, folder, tmp_path, capsys):
+        (folder / "broken.png").write_bytes(b"no picture")
+        before = sorted(tmp_path.rglob("*"))
+        assert infer("--image-dir", folder, "--dry-run", *DAPI) == 2
+        out, err = capsys.readouterr()
+        assert out.count("1 shards of") == 3
+        assert "broken" in err
+        assert sorted(tmp_path.rglob("*")) == before

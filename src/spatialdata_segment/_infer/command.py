@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spatialdata_segment._infer.folder import image_name, infer_folder
+from spatialdata_segment._infer.folder import image_name, infer_folder, plan_folder
 from spatialdata_segment._infer.models import DEFAULT, fetch
-from spatialdata_segment._infer.run import Job, infer
+from spatialdata_segment._infer.run import Job, infer, planned
 from spatialdata_segment._infer.settings import FORMATS, OPTIONS, RUN, settings_of
 from spatialdata_segment._options import add_options, given
 from spatialdata_segment._segment import segment
 from spatialdata_segment.errors import InputError
+
+if TYPE_CHECKING:
+    from spatialdata_segment._infer.settings import Settings
+    from spatialdata_segment._preview import RunPlan
 
 _OPTIONS = {
     "bounding_box": "x_min,y_min,x_max,y_max in px: only cells in there are looked for",
@@ -92,6 +97,7 @@ def _add_writing(group: Any) -> None:
         "--z-index", type=int, default=argparse.SUPPRESS, metavar="N", help="plane of a stack that the image is"
     )
     group.add_argument("--overwrite", action="store_true", default=argparse.SUPPRESS, help="replace an earlier result")
+    group.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and write nothing")
 
 
 def do_infer(args: argparse.Namespace) -> None:
@@ -108,6 +114,9 @@ def do_infer(args: argparse.Namespace) -> None:
     fetch(settings.model, progress=run["progress"])
     if settings.model.note is not None:
         print(settings.model.note)
+    if args.dry_run:
+        _dry(args, settings, overwrite=run["overwrite"])
+        return
     if args.image_dir is not None:
         output = args.output_dir or Path(f"{args.image_dir.resolve()}_results")
         args.summary |= {"output": str(output), "images": {}}
@@ -124,6 +133,25 @@ def do_infer(args: argparse.Namespace) -> None:
     n_cells = infer(job, output, **run)
     args.summary |= {"output": str(output), "cells": n_cells, "note": settings.model.note}
     print(f"{output}: {n_cells:,} cells")
+
+
+def _dry(args: argparse.Namespace, settings: Settings, *, overwrite: bool) -> None:
+    """Print what would be done."""
+    args.summary["plans"] = []
+
+    def tell(name: str, plan: RunPlan | None) -> None:
+        if plan is not None:
+            args.summary["plans"].append({"of": name, **asdict(plan)})
+        print(f"{name}: {'done before' if plan is None else plan}")
+
+    if args.image_dir is not None:
+        output = args.output_dir or Path(f"{args.image_dir.resolve()}_results")
+        plan_folder(args.image_dir, output, settings, overwrite=overwrite, tell=tell)
+    else:
+        job = Job.of(args.image_path, settings)
+        output = args.output_dir or Path(_default_name(args.image_path, job))
+        tell(str(output), planned(job, output, overwrite=overwrite))
+    print("dry run: nothing was run or written")
 
 
 def _default_name(path: Path, job: Job) -> str:

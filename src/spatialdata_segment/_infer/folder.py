@@ -15,7 +15,7 @@ import yaml
 
 from spatialdata_segment._images import SUFFIXES
 from spatialdata_segment._infer.outputs import check_place
-from spatialdata_segment._infer.run import Job, infer, is_done, n_cells
+from spatialdata_segment._infer.run import Job, infer, is_done, n_cells, planned
 from spatialdata_segment._request import SHARD_SIZE
 from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.engine.events import of_image
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spatialdata_segment._infer.settings import Settings
+    from spatialdata_segment._preview import RunPlan
 
 CONFIGS = "configs.yml"
 
@@ -101,6 +102,24 @@ def infer_folder(
     if done:
         write_planes(output / CONFIGS, done, images)
     _raise_failed({name: failed[name] for name in images if name in failed}, len(images))
+
+
+def plan_folder(
+    folder: Path, output: Path, settings: Settings, *, overwrite: bool, tell: Callable[[str, RunPlan | None], None]
+) -> None:
+    """Say of every image of a folder what it would take, or that it is done; checked as `infer_folder` would."""
+    check_place(output)
+    images = find_images(folder, settings.image_type)
+    planes(output / CONFIGS)
+    failed: dict[str, Exception] = {}
+    for name, path in images.items():
+        try:
+            job = Job.of(path, settings)
+            is_there = not overwrite and is_done(job, output / name)
+            tell(name, None if is_there else planned(job, output / name, overwrite=overwrite))
+        except (SegmentationError, OSError) as error:
+            failed[name] = error
+    _raise_failed(failed, len(images))
 
 
 def _at_once(settings: Settings, n_images: int) -> int:

@@ -21,8 +21,9 @@ from spatialdata_segment._infer.outputs import (
     written_before,
 )
 from spatialdata_segment._infer.settings import RESULT
+from spatialdata_segment._preview import plan
 from spatialdata_segment._segment import segment
-from spatialdata_segment._stores import make_store
+from spatialdata_segment._stores import in_memory, make_store
 from spatialdata_segment._table import read_metadata as read_uns
 from spatialdata_segment._version import __version__
 from spatialdata_segment.engine.executor import cores
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from spatialdata_segment._images import ImageFacts
     from spatialdata_segment._infer.settings import Settings
+    from spatialdata_segment._preview import RunPlan
     from spatialdata_segment.config import Workflow
 
 KEY = "segmentation"
@@ -146,6 +148,12 @@ def infer(job: Job, folder: Path, *, overwrite: bool = False, resume: bool = Tru
         names = sorted(path.name for path in output.new.iterdir())
         output.publish(metadata | {"n-cells": len(found.cells), "files": names}, before)
         return len(found.cells)
+
+
+def planned(job: Job, folder: Path, *, overwrite: bool = False) -> RunPlan:
+    """Return what `infer` would take, checked as it would; nothing is read but the file's head, or written."""
+    check_free(folder, job.names, job.facts.path, overwrite=overwrite)
+    return plan(in_memory(job.image), "image", job.workflow, channels=job.channels, key_added=KEY, **job.options)
 
 
 def is_done(job: Job, folder: Path) -> bool:
