@@ -387,6 +387,7 @@ def test_outlines_of_a_volume_with_a_matrix_are_found_by_a_box():
 
 
 def test_a_plan_knows_the_distance_of_planes_and_the_maps_on_disk():
+    pytest.importorskip("torch")
     sdata = an_object()
     given = Cellpose("nuclei-small", diameter=12, do_3D=True, channels="DAPI", anisotropy=4.0)
     known = given.model_copy(update={"anisotropy": None})
