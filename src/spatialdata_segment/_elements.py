@@ -18,7 +18,7 @@ import zarr
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Image3DModel, get_channel_names
-from spatialdata.transformations import BaseTransformation, Translation, get_transformation
+from spatialdata.transformations import Affine, BaseTransformation, Translation, get_transformation
 from spatialdata.transformations import Sequence as SequenceOf
 from spatialdata.transformations.ngff.ngff_transformations import NgffBaseTransformation
 from xarray import DataArray, DataTree
@@ -243,6 +243,20 @@ def pixel_matrix(transformation: BaseTransformation, ndim: int) -> NDArray[np.fl
     """
     axes = ("x", "y", "z")[:ndim]
     return np.asarray(transformation.to_affine_matrix(input_axes=axes, output_axes=axes), dtype=np.float64)
+
+
+def of_planes(transformations: Mapping[str, BaseTransformation]) -> dict[str, BaseTransformation]:
+    """Return the transformations of a volume for outlines in its planes.
+
+    An affine matrix that keeps z apart from x and y is given without z, as `spatialdata`'s queries want it of shapes.
+    """
+    found = dict(transformations)
+    for name, transformation in transformations.items():
+        matrix = pixel_matrix(transformation, 3)
+        if isinstance(transformation, Affine) and not matrix[:2, 2].any() and not matrix[2, :2].any():
+            flat = matrix[np.ix_([0, 1, 3], [0, 1, 3])]
+            found[name] = Affine(flat, input_axes=("x", "y"), output_axes=("x", "y"))
+    return found
 
 
 def roi_geometry(

@@ -7,11 +7,9 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import zarr
 from spatialdata._core.validation import check_valid_name
 from spatialdata._io.format import SpatialDataContainerFormats
-from spatialdata.transformations import Affine
 from xarray import DataArray, DataTree
 from zarr.storage import FsspecStore, LocalStore
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from spatialdata import SpatialData
-    from spatialdata.transformations import BaseTransformation
 
 KINDS = ("images", "labels", "points", "shapes", "tables")
 """The kinds of elements, as spatialdata names them and their folders."""
@@ -188,17 +185,3 @@ def _elements_read(data: Any) -> Iterator[str]:
             yield Remote(array.store).url(array.path.rpartition("/")[0])
         elif isinstance(array.store, LocalStore):
             yield str(folder_of(array).resolve().parent)
-
-
-def of_planes(transformations: Mapping[str, BaseTransformation]) -> dict[str, BaseTransformation]:
-    """Return the transformations of a volume for outlines in its planes.
-
-    An affine matrix that keeps z apart from x and y is given without z, as `spatialdata`'s queries want it of shapes.
-    """
-    found = dict(transformations)
-    for name, transformation in transformations.items():
-        matrix = transformation.to_affine_matrix(input_axes=("x", "y", "z"), output_axes=("x", "y", "z"))
-        if isinstance(transformation, Affine) and not matrix[:2, 2].any() and not matrix[2, :2].any():
-            flat = matrix[np.ix_([0, 1, 3], [0, 1, 3])]
-            found[name] = Affine(flat, input_axes=("x", "y"), output_axes=("x", "y"))
-    return found

@@ -26,6 +26,7 @@ from xarray import DataTree
 
 from spatialdata_segment import _journal, _ngff
 from spatialdata_segment._documents import Pairs, is_consolidated
+from spatialdata_segment._elements import of_planes
 from spatialdata_segment._fsspec import Remote
 from spatialdata_segment._install import install, recover, recover_sdata
 from spatialdata_segment._lock import Lock
@@ -34,7 +35,6 @@ from spatialdata_segment._outputs import (
     check_writable,
     container_format,
     elements_on_disk,
-    of_planes,
     store_of,
 )
 from spatialdata_segment._upload import upload

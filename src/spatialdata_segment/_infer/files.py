@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from spatialdata_segment import _elements, formats
-from spatialdata_segment._infer.outputs import FILES, NUCLEI, POLYGONS, seg_npy
+from spatialdata_segment._infer.outputs import FILES, NUCLEI, seg_npy
+from spatialdata_segment.formats._folders import POLYGONS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -17,10 +17,10 @@ from spatialdata_segment._images import SUFFIXES
 from spatialdata_segment._infer.outputs import check_place
 from spatialdata_segment._infer.run import Job, infer, is_done, n_cells, planned
 from spatialdata_segment._request import SHARD_SIZE
-from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.engine.events import of_image
 from spatialdata_segment.engine.executor import Executor
-from spatialdata_segment.errors import ImagesError, InputError, MissingError, SegmentationError, SegmentationWarning
+from spatialdata_segment.errors import ImagesError, MissingError, SegmentationError, SegmentationWarning
+from spatialdata_segment.formats._folders import CONFIGS, entries_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from spatialdata_segment._infer.settings import Settings
     from spatialdata_segment._preview import RunPlan
-
-CONFIGS = "configs.yml"
 
 
 def infer_folder(
@@ -208,13 +206,7 @@ def planes(path: Path) -> dict[str, int | None]:
     """
     if not path.exists():
         return {}
-    listed = read_yaml(path, "configuration").get("stitch")
-    try:
-        return {str(entry["image_name"]): entry.get("z_index") for entry in listed or ()}
-    except (TypeError, KeyError, AttributeError):
-        raise InputError(
-            f"{path}: stitch is {listed!r}, expected a list with image_name and z_index; repair or remove the file"
-        ) from None
+    return dict(entries_of(path))
 
 
 def write_planes(path: Path, names: Iterable[str], images: Collection[str]) -> None:

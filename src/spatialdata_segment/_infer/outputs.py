@@ -11,13 +11,13 @@ from spatialdata_segment._journal import DOT
 from spatialdata_segment._lock import Lock
 from spatialdata_segment.engine.scratch import write_json
 from spatialdata_segment.errors import ExistsError, InputError, ScratchError
+from spatialdata_segment.formats._folders import METADATA, POLYGONS, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from types import TracebackType
     from typing import Self
 
-METADATA, POLYGONS = "metadata.json", "polygons.parquet"
 NUCLEI = "nucleus_polygons.parquet"
 """Outlines of the nuclei, where a workflow finds nuclei and cells."""
 FILES = {"sdata": "sdata.zarr", "geojson": "polygons.geojson", "imagej": "rois.zip", "tiff": "labels.tif"}
@@ -31,17 +31,6 @@ _ZARR = "zarr.json", ".zgroup", ".zarray"
 def seg_npy(image: Path) -> str:
     """Return the name of the file for Cellpose's GUI."""
     return f"{image.stem}_seg.npy"
-
-
-def read_metadata(folder: Path) -> dict[str, Any] | None:
-    """Return what a folder's metadata say; None where no run was finished there."""
-    try:
-        found = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise InputError(f"{folder / METADATA} cannot be read: {error}; remove it, or take another folder") from error
-    return found if isinstance(found, dict) else {}
 
 
 class Output:

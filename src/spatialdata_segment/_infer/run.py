@@ -13,10 +13,8 @@ from spatialdata_segment._infer.files import Found, write_files
 from spatialdata_segment._infer.outputs import (
     FILES,
     NUCLEI,
-    POLYGONS,
     Output,
     check_free,
-    read_metadata,
     seg_npy,
     written_before,
 )
@@ -29,6 +27,7 @@ from spatialdata_segment._version import __version__
 from spatialdata_segment.engine.executor import cores
 from spatialdata_segment.engine.stored import put_down
 from spatialdata_segment.errors import InputError
+from spatialdata_segment.formats._folders import POLYGONS, read_metadata
 from spatialdata_segment.methods.cellpose.method import Cellpose
 
 if TYPE_CHECKING:

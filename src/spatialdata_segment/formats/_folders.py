@@ -8,8 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.errors import ExistsError, InputError, MissingError, SegmentationWarning, is_whole
 
 if TYPE_CHECKING:
@@ -110,17 +109,29 @@ def _own_index(folder: Path) -> Any:
 
 def _configured(config: Path, found: list[Path]) -> Mapping[Path, Any]:
     """Return what ``configs.yml`` says of each folder that it names."""
-    try:
-        entries = yaml.safe_load(config.read_text(encoding="utf-8"))["stitch"] or []
-        named = {config.parent / str(entry["image_name"]): entry.get("z_index") for entry in entries}
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{config} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}): expected under "
-            "'stitch' a list of image_name and z_index"
-        ) from error
+    entries = entries_of(config)
+    named = {config.parent / name: z for name, z in entries}
     if len(named) < len(entries):
         raise InputError(f"{config} names an image more than once: expected each once")
     missing = [path.name for path in named if path not in found]
     if missing:
         raise MissingError(f"{config} names {', '.join(missing)}, and there is no such folder with {POLYGONS}")
     return named
+
+
+def entries_of(config: Path) -> list[tuple[str, Any]]:
+    """Return the images that a ``configs.yml`` lists, and the plane of each; None where it gives none.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is no such list.
+    """
+    content = read_yaml(config, "configuration")
+    try:
+        return [(str(entry["image_name"]), entry.get("z_index")) for entry in content["stitch"] or ()]
+    except (TypeError, KeyError, AttributeError):
+        raise InputError(
+            f"{config} cannot be read: stitch is {content.get('stitch')!r}, expected a list with image_name and "
+            "z_index; repair or remove the file"
+        ) from None
