@@ -55,6 +55,18 @@ def test_as_scikit_image_where_nothing_ties(distance):
     assert np.array_equal(ours[no_tie], theirs[no_tie])
 
 
+def test_ties_of_axes_with_different_distances():
+    labels = np.zeros((2, 4, 1), np.int32)
+    labels[1, 0, 0], labels[0, 3, 0] = 1, 2  # (1 / 2) ** 2 == (3 / 6) ** 2
+    assert expand(labels, (2.0, 6.0, 7.0))[0, 0, 0] == 1
+    assert expand(np.where(labels, 3 - labels, 0).astype(np.int32), (2.0, 6.0, 7.0))[0, 0, 0] == 1
+
+
+def test_distances_that_no_fraction_holds_are_as_near_to_exact_as_matters():
+    labels, distance = _seeds((6, 20, 20), 5, 9), (np.pi, np.e * 2, np.sqrt(30))
+    assert np.array_equal(expand(labels, distance), slow_expand(labels, distance))
+
+
 def test_tie_goes_to_the_lower_label():
     line = np.array([[[2, 0, 0, 0, 1]]], np.int32)
     assert expand(line, (0, 0, 2))[0, 0].tolist() == [2, 2, 1, 1, 1]

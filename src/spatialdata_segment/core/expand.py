@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,8 @@ if TYPE_CHECKING:
 
 
 _FINE = 1 << 20
-"""Units to which a squared pixel of the widest axis is divided."""
+"""Units to which a squared pixel of the widest axis is divided, where no integers hold the squares exactly."""
+_LARGEST = 1 << 50
 
 
 def expand(labels: NDArray[np.int32], distance: tuple[float, ...]) -> NDArray[np.int32]:
@@ -31,11 +34,7 @@ def expand(labels: NDArray[np.int32], distance: tuple[float, ...]) -> NDArray[np
         Radius in pixels along z, y and x (they differ where the pixels are not square).
     """
     radius = np.array([np.floor(max(d, 0.0) + 1e-9) for d in distance], np.int64)
-    # squared distance on integers, as if all axes had the largest radius: equal distances stay equal
-    largest = max(*distance, 1.0)
-    exact = np.array([(largest / d) ** 2 * _FINE if r else 0.0 for d, r in zip(distance, radius, strict=True)])
-    unit = np.rint(exact).astype(np.int64)
-    limit = np.int64(largest**2 * _FINE + (np.abs(unit - exact) * radius**2).sum() + 1)
+    unit, limit = _units(distance, radius)
     reach = np.full(labels.shape, np.iinfo(np.int64).max >> 2, np.int64)
     out = np.ascontiguousarray(labels).copy()
     reach[out != 0] = 0
@@ -47,6 +46,21 @@ def expand(labels: NDArray[np.int32], distance: tuple[float, ...]) -> NDArray[np
             reach = np.ascontiguousarray(np.moveaxis(grown[1], 2, axis))
     out[reach > limit] = 0
     return out
+
+
+def _units(distance: tuple[float, ...], radius: NDArray[np.int64]) -> tuple[NDArray[np.int64], np.int64]:
+    """Return the square of a pixel along each axis, and of the distance, as integers: what is as near stays so."""
+    grows = [d for d, r in zip(distance, radius, strict=True) if r]
+    exact = [Fraction(d).limit_denominator(1000) for d in grows]
+    common = lcm(*(q.numerator**2 for q in exact))
+    if common <= _LARGEST and np.allclose([float(q) for q in exact], grows, rtol=1e-12, atol=0):
+        squares = iter([common * q.denominator**2 // q.numerator**2 for q in exact])
+        return np.array([next(squares) if r else 0 for r in radius], np.int64), np.int64(common)
+    # as if all axes had the largest radius
+    largest = max(*distance, 1.0)
+    scaled = np.array([(largest / d) ** 2 * _FINE if r else 0.0 for d, r in zip(distance, radius, strict=True)])
+    unit = np.rint(scaled).astype(np.int64)
+    return unit, np.int64(largest**2 * _FINE + (np.abs(unit - scaled) * radius**2).sum() + 1)
 
 
 @kernel
