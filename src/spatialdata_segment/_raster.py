@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-_BLOCK = 2048
-_BATCH = 1 << 14
-"""Geometries that are taken apart at once."""
+_BLOCK = 4096
+"""Joining larger blocks costs less: fresh memory comes in huge pages."""
+_BATCH = 1 << 12
+"""Geometries that are taken apart at once: what they point to stays in the cache."""
 
 
 def polygons_to_labels(

@@ -234,6 +234,17 @@ def test_fill_rules() -> None:
     assert filled([box(-1e300, -1e300, 1e300, 1e300)], (2, 2)).tolist() == [[1, 1], [1, 1]]
 
 
+@pytest.mark.parametrize("teeth", [3, 4, 5, 8, 9, 40])
+def test_fill_of_a_comb_that_cuts_its_rows_many_times(teeth: int) -> None:
+    x = np.arange(teeth) * 4.0
+    upper = np.stack((x, x + 1, x + 3, x + 4), axis=-1).ravel()
+    comb = Polygon([*zip(upper, np.tile([0, 6, 6, 0], teeth), strict=True), (x[-1] + 4, 9), (0, 9)])
+    beside = box(-2, 0, 4 * teeth + 2, 9)
+    columns, rows = np.meshgrid(np.arange(4 * teeth) + 0.5, np.arange(9) + 0.5)
+    expected = np.where(shapely.contains_xy(comb, columns, rows), 1, 2)
+    assert np.array_equal(filled([comb, beside], (9, 4 * teeth)), expected)
+
+
 def test_fill_leaves_what_is_drawn() -> None:
     out = np.array([[0, 9, 0]], np.int64)
     fill(out, np.array([box(0, 0, 3, 1)], object), np.array([2**40]))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
+_CUTS = 8
+"""Cuts of one row that there is room for at first."""
+
 
 @dataclass(frozen=True)
 class Rings:
@@ -46,19 +49,15 @@ class Rings:
     @classmethod
     def of(cls, batches: Iterable[NDArray[np.object_]]) -> Self:
         """Take the rings of geometries that come in batches; None and what is empty have none."""
-        points, lengths, counts, bounds = _Growing((2,)), _Growing(), _Growing(), _Growing((4,))
+        held, lengths, counts = _Growing((2,)), _Growing(), _Growing()
         for batch in batches:
             length, count = _ring_lengths(batch)
-            points.append(_narrowed(shapely.get_coordinates(batch)))  # in the order of the rings
+            held.append(_narrowed(shapely.get_coordinates(batch)))  # in the order of the rings
             lengths.append(length)
             counts.append(count)
-            bounds.append(shapely.bounds(batch).reshape(-1, 4))
-        return cls(
-            points.array(np.float32),
-            np.cumsum(lengths.array(np.int64)),
-            np.cumsum(counts.array(np.int64)),
-            bounds.array(np.float64),
-        )
+        points, ring_stop = held.array(np.float32), np.cumsum(lengths.array(np.int64))
+        stop = np.cumsum(counts.array(np.int64))
+        return cls(points, ring_stop, stop, _bounds(points, ring_stop, stop))
 
     def __len__(self) -> int:
         return len(self.stop)
@@ -193,9 +192,8 @@ def _ring_lengths(geometries: NDArray[np.object_]) -> tuple[Ints, Ints]:
 
 
 def _narrowed(points: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
-    with np.errstate(over="ignore"):
-        short = points.astype(np.float32)
-    return short if np.array_equal(short, points) else points
+    short = np.empty(points.shape, np.float32)
+    return short if _narrow(points, short) else points
 
 
 def _span(low: NDArray[np.float64], high: NDArray[np.float64], chunks: Sequence[int]) -> tuple[Ints, Ints]:
@@ -210,6 +208,35 @@ def _span(low: NDArray[np.float64], high: NDArray[np.float64], chunks: Sequence[
 
 
 @kernel
+def _narrow(points: Any, short: Any) -> Any:
+    """Write float64 points as float32; False where that changes one, which is to end it."""
+    for k in range(len(points)):
+        for axis in range(2):
+            short[k, axis] = points[k, axis]
+            if np.float64(short[k, axis]) != points[k, axis]:
+                return False
+    return True
+
+
+@kernel
+def _bounds(points: Any, ring_stop: Any, stop: Any) -> Any:
+    """Return the box of each geometry, x and y from and to; NaN of what has no points."""
+    bounds = np.full((len(stop), 4), np.nan)
+    begin = 0
+    for g in range(len(stop)):
+        end = ring_stop[stop[g] - 1] if stop[g] > 0 else 0
+        if end > begin:
+            x0 = x1 = points[begin, 0]
+            y0 = y1 = points[begin, 1]
+            for k in range(begin + 1, end):
+                x0, x1 = min(x0, points[k, 0]), max(x1, points[k, 0])
+                y0, y1 = min(y0, points[k, 1]), max(y1, points[k, 1])
+            bounds[g] = x0, y0, x1, y1
+        begin = end
+    return bounds
+
+
+@kernel
 def _first_centre(value: Any, begin: Any, size: Any) -> Any:
     """Return the first pixel whose centre is at or beyond ``value``, counted in the block and cut to it."""
     pixel = np.ceil(value - 0.5) - begin  # rounded before the block comes in: the same for every block
@@ -220,34 +247,39 @@ def _first_centre(value: Any, begin: Any, size: Any) -> Any:
 
 @kernel
 def _paint(out: Any, points: Any, ring_stop: Any, stop: Any, which: Any, ids: Any, y0: Any, x0: Any) -> None:
-    """Crossings of edges with the line of a row's centres flip a bit; a sweep along the row adds them up."""
+    """Edges cut the lines of a block's pixel centres; a geometry lies between the 1st and 2nd cut, the 3rd and 4th."""
     height, width = out.shape
-    flip = np.zeros((height, width + 1), np.bool_)
+    cuts, count = np.empty((height, _CUTS), np.int32), np.zeros(height, np.int32)
     for g in which:
-        top, bottom, left, right = height, 0, width, 0
+        top, bottom = height, 0
         ring = stop[g - 1] if g > 0 else 0
         begin = ring_stop[ring - 1] if ring > 0 else 0
         for r in range(ring, stop[g]):
+            to = _first_centre(np.float64(points[begin, 1]), y0, height)
             for e in range(begin, ring_stop[r] - 1):
-                ay, by = np.float64(points[e, 1]), np.float64(points[e + 1, 1])
-                if ay == by:
+                since, to = to, _first_centre(np.float64(points[e + 1, 1]), y0, height)
+                if since == to:
                     continue
-                ax, bx = np.float64(points[e, 0]), np.float64(points[e + 1, 0])
+                ax, ay = np.float64(points[e, 0]), np.float64(points[e, 1])
+                bx, by = np.float64(points[e + 1, 0]), np.float64(points[e + 1, 1])
                 if ay > by:  # one direction, so that neighbours cut their common edge alike
                     ax, ay, bx, by = bx, by, ax, ay
-                r0, r1 = _first_centre(ay, y0, height), _first_centre(by, y0, height)
-                for row in range(r0, r1):
-                    cut = ax + (y0 + row + 0.5 - ay) * ((bx - ax) / (by - ay))
-                    c = _first_centre(cut, x0, width)
-                    flip[row, c] = not flip[row, c]
-                    left, right = min(left, c), max(right, c)
-                top, bottom = min(top, r0), max(bottom, r1)
+                low, high = min(since, to), max(since, to)
+                slope = (bx - ax) / (by - ay)
+                for row in range(low, high):
+                    if count[row] == cuts.shape[1]:
+                        cuts = np.concatenate((cuts, np.empty_like(cuts)), axis=1)
+                    cuts[row, count[row]] = _first_centre(ax + (y0 + row + 0.5 - ay) * slope, x0, width)
+                    count[row] += 1
+                top, bottom = min(top, low), max(bottom, high)
             begin = ring_stop[r]
+        label = ids[g]
         for row in range(top, bottom):
-            inside = False
-            for c in range(left, right + 1):
-                if flip[row, c]:
-                    inside = not inside
-                    flip[row, c] = False
-                if inside and c < width and out[row, c] == 0:
-                    out[row, c] = ids[g]
+            if count[row] > 2:
+                cuts[row, : count[row]].sort()
+            for k in range(0, count[row], 2):  # rings are closed: their cuts come in pairs
+                low, high = min(cuts[row, k], cuts[row, k + 1]), max(cuts[row, k], cuts[row, k + 1])
+                line = out[row, low:high]
+                for c in range(len(line)):  # of a slice no index is checked for its sign: vector instructions
+                    line[c] = label if line[c] == 0 else line[c]
+            count[row] = 0
