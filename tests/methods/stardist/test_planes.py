@@ -286,9 +286,8 @@ def test_goes_on_in_a_region(pixels, model, tmp_path):
     """Cores that joined objects reach change who stays: what was painted before they were known is painted again."""
     method = method_of(model, 0.2, nms_thresh=0.6)
     how = {"bounding_box": (18, 14, 46, 40), "shard_size": 1100, "overlap_px": 2}
-    image = pixels[:, :3]
-    in_memory = run(image, method, **how)  # all shards are judged by what they start from
-    stored = segment(sdata_of(image, tmp_path / "a.zarr"), "image", method, shapes=False, progress=False, **how)
+    in_memory = run(pixels, method, **how)  # all shards are judged by what they start from
+    stored = segment(sdata_of(pixels, tmp_path / "a.zarr"), "image", method, shapes=False, progress=False, **how)
     assert labels_of(in_memory).max() > 3
     assert np.array_equal(labels_of(stored), labels_of(in_memory))
     assert stored[CANDIDATES].obs.astype(str).equals(in_memory[CANDIDATES].obs.astype(str))

@@ -37,6 +37,10 @@ class StarDist(Method):
     those of ``predict_instances`` on the whole image: candidates are suppressed in one order for all of it. TensorFlow
     is not needed; to decode kept maps, neither is torch.
 
+    A model of images segments volumes plane by plane: each is suppressed by itself, and ``stitch_threshold`` says which
+    objects of consecutive planes are joined. Of these the table has the largest probability of the planes, and the
+    class of that plane.
+
     Parameters
     ----------
     model
