@@ -359,8 +359,10 @@ def _adapted(
     if before is None or before["method"] != asked.name:
         had = "none" if before is None else repr(before["method"])
         raise InputError(f"the {mask} method is {asked.name!r}, and the maps have {had}: predict with this workflow")
-    ndim, stitched = len(images[mask].shape), before.get("stitch_threshold")
-    if by_planes(asked, ndim) != by_planes(asked.model_copy(update={"stitch_threshold": stitched}), ndim):
+    adapted = {k: v for k, v in kept["masks"][mask]["adapted"].items() if k not in asked.decode_parameters}
+    found, ndim = asked.model_copy(update=adapted), len(images[mask].shape)
+    stitched = before.get("stitch_threshold")
+    if by_planes(found, ndim) != by_planes(found.model_copy(update={"stitch_threshold": stitched}), ndim):
         raise InputError(
             f"{mask}.stitch_threshold is {asked.stitch_threshold!r}, and the maps were predicted with {stitched!r}: "
             "one is of planes and the other of the volume; predict again"
@@ -374,8 +376,7 @@ def _adapted(
     lacking = [s.label for s in asked.statistics(images[mask]) if s not in measured[mask].statistics]
     if lacking:
         raise InputError(f"the {mask} method needs {', '.join(lacking)}, which was not measured: predict again")
-    adapted = kept["masks"][mask]["adapted"]
-    return asked.model_copy(update={k: v for k, v in adapted.items() if k not in asked.decode_parameters})
+    return found
 
 
 def _said(before: Mapping[str, Any], method: Method) -> dict[str, Any]:

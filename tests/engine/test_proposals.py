@@ -20,9 +20,8 @@ def objects_at(ids, anchors):
 def test_those_without_a_pixel_come_last(tmp_path):
     anchors = np.array([[0, 3], [1, 1], [2, 0], [2, 5], [7, 7]])
     write_entry(tmp_path / "proposals.entry", {"anchors": anchors})
-    found = with_unseen(
-        objects_at([2], [[2, 0]]), objects_at([1, 3], [[1, 1], [7, 7]]), tmp_path / "proposals.entry", (8, 8)
-    )
+    seen = np.array([[1, 1], [2, 0], [7, 7]])  # the first and the last of these have pixels
+    found = with_unseen(objects_at([2], [[2, 0]]), 3, seen, tmp_path / "proposals.entry", (8, 8))
     assert found.ids.tolist() == [2, 4, 5]
     assert found.anchor.tolist() == [[2, 0], [0, 3], [2, 5]]
     assert not found.area.any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import product
 from math import ceil
@@ -30,6 +30,7 @@ from spatialdata_segment.engine.points import (
 )
 from spatialdata_segment.engine.shard import Failure, Job, checksum, dense_maps, read_pixels, shard_error
 from spatialdata_segment.errors import ScratchError
+from spatialdata_segment.methods.plane_points import in_plane
 from spatialdata_segment.methods.planes import Planes
 
 if TYPE_CHECKING:
@@ -65,9 +66,12 @@ class Maps:
     lacking
         Blocks that are not written.
     plane
-        Of a volume: the plane whose maps ``(k, y, x)`` are read, of boxes ``(y, x)``. None: all of them.
+        Of a volume: the plane whose maps ``(k, y, x)``, or points ``(y, x)``, are read, of boxes ``(y, x)``. None: all
+        of them.
     sparse
         The maps are points: see `Method.sparse`.
+    held
+        A box, and what `read` returns of it, where that is at hand.
     """
 
     folder: Path
@@ -76,6 +80,7 @@ class Maps:
     lacking: frozenset[int] = frozenset()
     plane: int | None = None
     sparse: bool = False
+    held: tuple[Box, NDArray[Any]] | None = field(default=None, compare=False, repr=False)
 
     def at(self, block: int) -> tuple[int, ...]:
         """Place of a block in ``done``."""
@@ -97,9 +102,11 @@ class Maps:
         ScratchError
             If a file of theirs is damaged or gone.
         """
+        if self.held is not None and box == self.held[0]:
+            return self.held[1]
         if self.plane is not None:
-            maps: NDArray[Any] = replace(self, plane=None).read(box.in_plane(self.plane))[:, 0]
-            return maps
+            maps = replace(self, plane=None, held=None).read(box.in_plane(self.plane))
+            return in_plane(maps) if self.sparse else maps[:, 0]
         array = _opened(self.folder, self.token)
         if isinstance(array, np.dtype) and not self.sparse:
             return np.zeros((0, *box.shape), array)

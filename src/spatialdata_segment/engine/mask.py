@@ -20,7 +20,7 @@ from spatialdata_segment.engine.executor import shared
 from spatialdata_segment.engine.join import join_planes, rule_of
 from spatialdata_segment.engine.maps import FAR, predict_maps
 from spatialdata_segment.engine.memory import release
-from spatialdata_segment.engine.proposals import with_unseen
+from spatialdata_segment.engine.proposals import of_joined, with_unseen
 from spatialdata_segment.engine.shard import (
     Failure,
     Job,
@@ -85,8 +85,9 @@ class Mask:
     open
         Of 3D objects that were joined of planes, by id: cores that were not computed and may change the object.
     proposals
-        Entry with the anchors of the candidates that were proposed and stayed, and what `Candidates.columns` says of
-        them; None where the method proposes none.
+        Entry with the anchors of the candidates that were proposed and stayed, their scores, and what
+        `Candidates.columns` says of them; None where the method proposes none. Of planes that were joined see
+        `proposals.of_joined`.
     """
 
     objects: Objects
@@ -119,7 +120,8 @@ def run_mask(
     ``other`` is the mask to count shared pixels with. Without ``measured`` the sizes and places of the objects
     are left out, where nobody asks for them.
     """
-    job = replace(job, folder=folder / "shards")
+    shards = folder / "shards"
+    job = replace(job, folder=shards)
     around = _around(job.plan, needed) if job.method.tallies else needed
     if job.maps is None and (job.method.maps_first or job.method.proposes or job.method.tallies):
         size = int(np.prod([max(c) for c in job.plan.chunks]))
@@ -127,6 +129,8 @@ def run_mask(
         job = replace(job, maps=predict_maps(job, folder / "maps", around, size, executor, stage, far))
     if job.method.proposes:
         job = _proposed(job, folder, needed, executor, stage)
+        shards /= f"{Entry(_proposals_path(folder)).crc:08x}"  # where a region grows others may stay, and are painted
+        job = replace(job, folder=shards)
     if job.method.tallies:
         job = _tallied(job, folder, around, executor, stage)
     reports = run_shards(job, needed, executor, f"{stage} shards")
@@ -136,7 +140,7 @@ def run_mask(
     windows = Boxes(np.array(indices, np.int64), boxes)
     generation = folder / f"{zlib.crc32(b''.join(_crc(job.path(i)) for i in indices)):08x}"
     rule = rule_of(job.method, job.image)
-    decide = partial(decide_shard, plan=job.plan, folder=folder / "shards", measured=measured or rule is not None)
+    decide = partial(decide_shard, plan=job.plan, folder=shards, measured=measured or rule is not None)
     decisions = executor.map(decide, [(r.index, windows.meeting(r.window)) for r in reports], f"{stage} seams")
     disjoint, cores = are_disjoint(indices, decisions), _touched(job.plan, needed, decisions)
     twins, adopted = sum(d.twins for d in decisions), sum(d.adopted for d in decisions)
@@ -146,7 +150,7 @@ def run_mask(
         "adopted": {i: d.adopted for i, d in zip(indices, decisions, strict=True) if d.adopted},
     }
     anchors, reason, moments = number(indices, boxes, decisions, generation, job.plan.shape)
-    labels = StitchedLabels(job.plan, folder / "shards", generation)
+    labels = StitchedLabels(job.plan, shards, generation)
     contested = 0
     if not disjoint:  # what is left of an object is known from its pixels alone
         found = executor.map(partial(measure_core, labels=labels), cores, f"{stage} sizes")
@@ -160,21 +164,23 @@ def run_mask(
         "contested_px": contested,
     }
     unknown: dict[int, list[int]] = {}
+    proposals, seen = _proposals_path(folder) if job.method.proposes else None, anchors
     if rule is not None:
         assert moments is not None
-        evidence["objects_of_planes"] = len(anchors)
         labels, anchors, reason, moments, unknown = join_planes(labels, moments, rule, cores, executor, stage)
+        proposals = None if proposals is None else of_joined(proposals, labels)
     objects, covered = candidates_of(anchors, reason, moments)
-    if job.method.proposes and moments is not None and rule is None:  # joined ones are parts of others
-        covered = with_unseen(covered, objects, _proposals_path(folder), job.plan.shape)
-    del anchors, reason, moments
+    if proposals is not None and moments is not None:
+        covered = with_unseen(covered, len(anchors), seen, proposals, job.plan.shape)
+    if rule is not None:
+        evidence["objects_of_planes"] = len(seen) + len(objects) + len(covered) - len(anchors)
+    del anchors, reason, moments, seen
     evidence["covered"] = len(covered)
     pairs = None
     if other is not None:
         count = partial(count_pairs, labels=labels, other=other)
         pairs = combine_pairs(executor.map(count, cores, f"{stage} matching"))
     release()
-    proposals = _proposals_path(folder) if job.method.proposes else None
     return Mask(objects, covered, pairs, labels, evidence, places, unknown, proposals)
 
 
@@ -340,7 +346,8 @@ def _proposed(job: Job, folder: Path, needed: Sequence[int], executor: Executor,
     edges = np.column_stack(at)[known] if len(pairs) else np.zeros((0, 2), np.int64)
     kept = greedy(scores[order], anchors[order], edges)
     path = _proposals_path(folder)
-    write_entry(path, {"anchors": anchors[order][kept], **_columns(entries, order[kept])})
+    arrays = {"anchors": anchors[order][kept], "scores": scores[order][kept]}
+    write_entry(path, {**arrays, **_columns(entries, order[kept])})
     return replace(job, seeds=partial(_points_of, path))
 
 

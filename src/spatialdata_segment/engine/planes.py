@@ -13,13 +13,15 @@ from spatialdata_segment.core.plan import Window
 from spatialdata_segment.core.shards import ShardObjects
 from spatialdata_segment.engine.again import Seen
 from spatialdata_segment.methods.base import Seeds
+from spatialdata_segment.methods.plane_points import by_plane, in_plane
 from spatialdata_segment.methods.planes import Planes, run_of_plane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from spatialdata_segment.engine.maps import Maps
     from spatialdata_segment.engine.shard import Job
 
 
@@ -62,16 +64,29 @@ def see_planes(
     flat = replace(job, method=job.method.decoder(job.image), image=job.image.flat, plan=job.plan.flat, source=None)
     has_pixels = job.source is not None or job.stored is not None
     found = []
-    for z in range(window.core.start[0], window.core.stop[0]):
+    for z, maps in _maps_of_planes(job, window):
         one = replace(
             flat,
             stored=PlaneReader(partial(read, job), z) if has_pixels else None,
-            maps=None if job.maps is None else replace(job.maps, plane=z),
+            maps=maps,
             seeds=None if job.seeds is None else partial(_seeds_of_plane, job.seeds, z),
             run=run_of_plane(job.run, z),
         )
         found.append(see(one, window.flat, None if pixels is None else _locked(pixels[:, z - window.box.start[0]])))
     return _stacked(window, [seen for seen, _ in found]), max(rounds for _, rounds in found)
+
+
+def _maps_of_planes(job: Job, window: Window) -> Iterator[tuple[int, Maps | None]]:
+    """Yield the planes of a window, and what reads their maps: points lie by blocks of planes, and are read once."""
+    maps, planes = job.maps, range(window.core.start[0], window.core.stop[0])
+    if maps is None:
+        yield from ((z, None) for z in planes)
+    elif not maps.sparse or not maps.holds(window.box):
+        yield from ((z, replace(maps, plane=z)) for z in planes)
+    else:
+        points = maps.read(window.box)
+        for z, at in by_plane(points, planes.start, planes.stop):
+            yield z, replace(maps, plane=z, held=(window.box.flat, in_plane(points[at])))
 
 
 def _seeds_of_plane(seeds: Callable[[Box], Seeds], z: int, box: Box) -> Seeds:

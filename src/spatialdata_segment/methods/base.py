@@ -112,7 +112,8 @@ class Candidates:
         ``(m, 2)`` positions of two candidates, of which only one may stay.
     columns
         What the table of the cells says of each candidate besides: names, and ``(n,)`` or ``(n, k)`` values; of nuclei
-        with cells the names are ``nucleus_...``. Those of a name that begins with "_" are for `Method.polygons`.
+        with cells the names are ``nucleus_...``. Of objects of planes that are joined, those of the highest score
+        count. Those of a name that begins with "_" are for `Method.polygons`.
     """
 
     anchors: NDArray[np.integer]
@@ -389,6 +390,9 @@ class Method(BaseModel):
 
     def check_decoding(self) -> None:
         """Raise where maps that are kept do not serve for these parameters."""
+
+    def check_planes(self) -> None:
+        """Raise where the method, as it is set, does not serve for the planes of a volume; see `stitch_threshold`."""
 
     def polygons(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.object_] | None:
         """Return an outline for each object of a mask, of what `Candidates.columns` said; None: that of its pixels.

@@ -16,9 +16,10 @@ import numpy as np
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.errors import InputError, SegmentationWarning
 from spatialdata_segment.methods.base import Candidates, ImageInfo, Method, View
+from spatialdata_segment.methods.plane_points import by_plane, in_plane, in_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -62,6 +63,11 @@ class Planes(Method):
         return self.plane.proposes
 
     @property
+    def sparse(self) -> bool:  # type: ignore[override]
+        """Whether the maps of a plane are points."""
+        return self.plane.sparse
+
+    @property
     def uses_device(self) -> bool:  # type: ignore[override]
         """Whether planes are predicted on a device."""
         return self.plane.uses_device
@@ -95,12 +101,23 @@ class Planes(Method):
         return self.plane.without_least_size(image.flat)[1] if self.joins else 0.0
 
     def working_bytes(self, shape: tuple[int, ...]) -> int:
-        """Return the memory of one plane at work, and of what is kept of the others."""
-        return int(np.prod(shape) * _STACK_BYTES) + self.plane.working_bytes(shape[1:])
+        """Return the memory of one plane at work, and of what is kept of the others: of points, all."""
+        at_work = shape if self.sparse else shape[1:]
+        return int(np.prod(shape) * _STACK_BYTES) + self.plane.working_bytes(at_work)
+
+    def roles(self, mask: str) -> tuple[int, ...] | None:
+        """Return those of the method of planes."""
+        return self.plane.roles(mask)
 
     def check(self, image: ImageInfo) -> None:
         """Check a plane."""
         self.plane.check(image.flat)
+        self.plane.check_planes()
+
+    def check_decoding(self) -> None:
+        """Check whether maps of planes serve."""
+        self.plane.check_decoding()
+        self.plane.check_planes()
 
     def statistics(self, image: ImageInfo) -> tuple[Statistic, ...]:
         """Return what a plane asks for: it is measured once, for the whole volume."""
@@ -153,18 +170,31 @@ class Planes(Method):
         """Return the window in each plane, of the same planes."""
         return _stacked(box, self.plane.maps_window(image.flat, box.flat))
 
+    def extents(self, points: NDArray[Any], image: ImageInfo) -> NDArray[np.int64]:
+        """Return those in each plane, of that plane."""
+        z, flat = points["point"][:, :1].astype(np.int64), self.plane.extents(in_plane(points), image.flat)
+        return np.hstack([z, flat[:, :2], z + 1, flat[:, 2:]])
+
+    def block_multiple(self, image: ImageInfo) -> tuple[int, ...] | None:
+        """Return that of a plane, of single planes."""
+        multiple = self.plane.block_multiple(image.flat)
+        return None if multiple is None else (1, *multiple)
+
     def predict(self, image: NDArray[Any], view: View) -> NDArray[Any]:
         """Predict plane by plane."""
         out: NDArray[Any] | None = None
+        found = []
         for k, z in enumerate(range(view.window.box.start[0], view.window.box.stop[0])):
             pixels = np.ascontiguousarray(image[:, k])
             pixels.flags.writeable = False
             maps = self.plane.stored(np.asarray(self.plane.predict(pixels, _view_of(view, z))))
+            if self.sparse:
+                found.append(in_volume(maps, z))
+                continue
             if out is None:
                 out = np.empty((len(maps), image.shape[1], *maps.shape[1:]), maps.dtype)
             out[:, k] = maps
-        assert out is not None
-        return out
+        return np.concatenate(found) if out is None else out
 
     def stored(self, maps: NDArray[Any]) -> NDArray[Any]:
         """Return maps in the precision in which those of a plane are stored."""
@@ -172,14 +202,24 @@ class Planes(Method):
 
     def propose(self, maps: NDArray[Any], view: View) -> Candidates:
         """List the possible objects plane by plane."""
-        anchors, scores, edges, count = [], [], [], 0
-        for k, z in enumerate(range(view.window.box.start[0], view.window.box.stop[0])):
-            found = self.plane.propose(maps[:, k], _view_of(view, z))
+        anchors, scores, edges, columns, count = [], [], [], [], 0
+        for k, (z, flat) in enumerate(self._maps_of_planes(maps, view)):
+            found = self.plane.propose(flat, _view_of(view, z))
             anchors.append(np.insert(np.asarray(found.anchors, np.int64).reshape(-1, 2), 0, k, axis=1))
             scores.append(np.asarray(found.scores, np.float64))
             edges.append(np.asarray(found.edges, np.int64).reshape(-1, 2) + count)
+            columns.append(found.columns)
             count += len(anchors[-1])
-        return Candidates(np.concatenate(anchors), np.concatenate(scores), np.concatenate(edges))
+        said = {name: np.concatenate([np.asarray(c[name]) for c in columns]) for name in columns[0]}
+        return Candidates(np.concatenate(anchors), np.concatenate(scores), np.concatenate(edges), said)
+
+    def _maps_of_planes(self, maps: NDArray[Any], view: View) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield each plane of a window, and its maps."""
+        first, stop = view.window.box.start[0], view.window.box.stop[0]
+        if self.sparse:
+            yield from ((z, in_plane(maps[at])) for z, at in by_plane(maps, first, stop))
+        else:
+            yield from ((z, maps[:, z - first]) for z in range(first, stop))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return that of the method of planes."""
@@ -221,14 +261,11 @@ def _suited(method: Method, shape: tuple[int, ...]) -> Method:
                 f"stitch_threshold={threshold}: {method.name} works on volumes alone, and has no planes to stitch; "
                 "leave it out"
             )
+        model = getattr(method, "model", None)
         raise InputError(
-            f"{method.name} works on {' and '.join(f'{n}D' for n in sorted(method.ndims))} images, and this "
-            f"one is {ndim}D with shape {shape}{': leave do_3D out' if getattr(method, 'do_3D', False) else ''}"
-        )
-    if method.sparse:
-        raise InputError(
-            f"{method.name} keeps points in place of dense maps, and does not work plane by plane: segment the planes "
-            "as images, and join them with stitch_planes()"
+            f"{method.name}{'' if model is None else f' with the model {model}'} works on "
+            f"{' and '.join(f'{n}D' for n in sorted(method.ndims))} images, and this one is {ndim}D with shape "
+            f"{shape}{': leave do_3D out' if getattr(method, 'do_3D', False) else ''}"
         )
     if threshold is None and shape[0] > 1:
         warnings.warn(

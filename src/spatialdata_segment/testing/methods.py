@@ -253,7 +253,7 @@ class MethodTests:
         """Where half of the shards were lost, only these run again, and the result is the same."""
         plan = make_plan(image.shape[1:], [ceil(n / 2) for n in image.shape[1:]], self._context(image))
         first = self._tile(image, plan, tmp_path, resume=True)
-        for path in sorted((tmp_path / "cell" / "shards").glob("*.shard"))[::2]:
+        for path in sorted((tmp_path / "cell" / "shards").rglob("*.shard"))[::2]:
             path.unlink()
         again = self._tile(image, plan, tmp_path, resume=True)
         assert again.same_as(first)

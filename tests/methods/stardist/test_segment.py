@@ -128,7 +128,7 @@ def test_what_is_wrong_is_said_before_anything_runs(sdata, model, tmp_path):
     with pytest.raises(MissingError, match="there are spots"):
         run(sdata, StarDist("spot", basedir=model.parent))
     volume = write_model(tmp_path / "volume", 3)
-    with pytest.raises(InputError, match="is a model for 3D images, and this one is 2D"):
+    with pytest.raises(InputError, match=r"stardist with the model .*volume works on 3D images, and this one is 2D"):
         run(sdata, StarDist(volume, channels=[0]))
     with pytest.raises(ValueError, match="candidates would be lost"):
         StarDist(model, prob_thresh=0.4, keep_prob=0.5)

@@ -37,6 +37,10 @@ class StarDist(Method):
     those of ``predict_instances`` on the whole image: candidates are suppressed in one order for all of it. TensorFlow
     is not needed; to decode kept maps, neither is torch.
 
+    A model of images segments volumes plane by plane: each is suppressed by itself, and ``stitch_threshold`` says which
+    objects of consecutive planes are joined. Of these the table has the largest probability of the planes, and the
+    class of that plane.
+
     Parameters
     ----------
     model
@@ -71,7 +75,6 @@ class StarDist(Method):
     model_config = ConfigDict(protected_namespaces=())
 
     name: ClassVar[str] = "stardist"
-    ndims: ClassVar[frozenset[int]] = frozenset({2, 3})
     map_dtype: ClassVar[str | None] = None
     sparse: ClassVar[bool] = True
     proposes: ClassVar[bool] = True
@@ -131,6 +134,11 @@ class StarDist(Method):
             return float(self.described["kept_above"])
         return self._thresholds(self.said)[0] if self.keep_prob is None else self.keep_prob
 
+    @property
+    def ndims(self) -> frozenset[int]:  # type: ignore[override]
+        """Images or volumes, as the model is for."""
+        return frozenset({self.said.n_dim})
+
     def roles(self, mask: str) -> tuple[int, ...] | None:
         """Return the nuclear stain, or all channels for a model that takes several."""
         return (0,) if self.said.n_channels == 1 else None
@@ -141,8 +149,6 @@ class StarDist(Method):
         from spatialdata_segment.methods.stardist.weights import read_weights
 
         folder, said = self._folder, self.said
-        if said.n_dim != image.ndim:
-            raise InputError(f"{self.model} is a model for {said.n_dim}D images, and this one is {image.ndim}D")
         if said.n_channels != image.n_channels:
             raise InputError(
                 f"{self.model} takes {said.n_channels} channel{'s' * (said.n_channels > 1)}, and {image.n_channels} "
@@ -153,17 +159,24 @@ class StarDist(Method):
                 f"keep_prob={self.keep_prob} is above the prob_thresh of {self.model}, {said.prob_thresh}: candidates "
                 "would be lost; give a lower one, or none"
             )
-        if self.outlines == "rays" and image.ndim == 3:
-            raise InputError("outlines='rays' is for images: of a volume, boundaries are those of its planes")
         self._check_shapes(said)
         read_weights(weights_of(folder), layers_of(said))
 
     def _check_shapes(self, said: Description) -> None:
-        """Raise where candidates could not be laid beside each other: directions in 3D, Clipper in 2D."""
+        """Raise where candidates could not be laid beside each other (directions in 3D, Clipper in 2D), or drawn."""
         if said.n_dim == 3:
             said.make_rays()
+            self.check_planes()
         else:
             require("pyclipper", "stardist")
+
+    def check_planes(self) -> None:
+        """Raise where polygons of the network are asked for."""
+        if self.outlines == "rays":
+            raise InputError(
+                "outlines='rays' is for images: of a volume, boundaries are the outlines of the objects' pixels in its "
+                "planes; leave outlines out, or give 'labels'"
+            )
 
     def check_decoding(self) -> None:
         """Raise where candidates are asked for that were not kept, or what decoding needs is missing."""
