@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment._evidence import crosses, seam_profile
+from spatialdata_segment._evidence import ALONG_Z, IN_PLANE, SeamProfile, crosses, seam_profiles
 from spatialdata_segment._results import Result, find_image, find_result
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.pl._charts import _axes
@@ -88,34 +88,51 @@ def seams(
     sdata, key, mask, ax
         As for :func:`shards`.
     n_windows
-        Windows of labels (512 x 48 px) along the seams that are read, at most.
+        Windows of labels (512 x 48 px) along the seams that are read, at most; of a volume as many again along the
+        seams between planes.
     rng
         A seed or a generator: which windows.
 
     Returns
     -------
-    The axes. Seams that cut objects would stand out at 0.
+    The axes. Seams that cut objects would stand out at 0. Of a volume the seams along z are drawn by themselves, by
+    their distance in planes: labels differ more from plane to plane than from pixel to pixel.
 
     Raises
     ------
     MissingError
         If there is no such result, or the record of its run is not known.
     InputError
-        If the image was segmented in one piece, or in cores of less than 8 px.
+        If the image was segmented in one piece, or in cores of less than 8 px (or planes).
     """
     result = find_result(sdata, key)
     mask, plan, _ = plan_of(result, mask)
-    found = seam_profile(result.labels[mask].arrays[0], plan["chunks"], n_windows, np.random.default_rng(rng))
-    if found is None:
+    found = seam_profiles(result.labels[mask].arrays[0], plan["chunks"], n_windows, np.random.default_rng(rng))
+    if not found:
         raise InputError(f"the run of {key!r} has no seams: its cores are {plan['chunks']}")
     ax = _axes(ax)
-    ax.plot(found.offset, 100 * found.share, color="#4c9be8", marker=".", linewidth=1, label="lines beside the seams")
-    ax.plot([0], [100 * found.at_seam], "o", color="#d62728", label=f"at the seams: {100 * found.at_seam:.2f} %")
-    ax.axhline(100 * found.beside, color="#888888", linestyle=":", label=f"mean beside: {100 * found.beside:.2f} %")
-    ax.set(xlabel="distance from the seam (px)", ylabel="pairs of pixels\nthat differ (%)")
+    for name, profile in found.items():
+        _draw_profile(ax, profile, _PROFILES[name], "" if len(plan["chunks"]) == 2 else f"{name}: ")
+    unit = {(IN_PLANE,): "px", (ALONG_Z,): "planes"}.get(tuple(found), "px; along z planes")
+    ax.set(xlabel=f"distance from the seam ({unit})", ylabel="pairs of pixels\nthat differ (%)")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize="small", frameon=False)
     return ax
+
+
+_PROFILES = {IN_PLANE: ("#4c9be8", "."), ALONG_Z: ("#2ca02c", "^")}
+"""Colour and marker."""
+
+
+def _draw_profile(ax: Axes, found: SeamProfile, style: tuple[str, str], name: str) -> None:
+    color, marker = style
+    beside, at = f"{name}mean beside: {100 * found.beside:.2f} %", f"{name}at the seams: {100 * found.at_seam:.2f} %"
+    ax.plot(
+        found.offset, 100 * found.share, color=color, marker=marker, markersize=4, linewidth=1,
+        label=f"{name}lines beside the seams",
+    )  # fmt: skip
+    ax.plot([0], [100 * found.at_seam], marker.replace(".", "o"), color="#d62728", label=at)
+    ax.axhline(100 * found.beside, color=color if name else "#888888", linestyle=":", label=beside)
 
 
 def plan_of(result: Result, mask: str | None) -> tuple[str, dict[str, Any], dict[str, dict[str, int]]]:
