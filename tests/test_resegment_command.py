@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -71,6 +72,10 @@ def test_it_is_resegment(store, expected, region, capsys):
     counts = json.loads(expected["segmentation_table"].uns["segmentation"])["updates"][0]["counts"]
     assert lines[1:3] == [f"{m}: {counts[m]['replaced']} went, {counts[m]['kept']} came" for m in counts]
     assert lines[3] == "report.html"
+    page = re.sub(r"\s*<[^>]*>\s*", " ", (store.parent / "report.html").read_text())
+    for mask, of in counts.items():
+        words = {"nucleus": "nuclei", "cell": "cells"}
+        assert re.search(rf"1 +{words[mask]} +{of['replaced']} +{of['kept']} +\d+", page)
     assert same(store, expected)
 
 

@@ -23,6 +23,8 @@ _LONG = 512
 """Pixels of a window along its seam, at most."""
 _REACH = 24
 """Pixels to either side of a seam that are looked at, at most."""
+_ROWS = 2 * _REACH
+"""Rows of the planes near a seam between planes that are read, at most."""
 IN_PLANE, ALONG_Z = "y and x", "z"
 """The seams of two profiles: planes are farther apart than pixels, and differ more."""
 
@@ -103,7 +105,7 @@ def seam_profile(
     ----------
     labels
         ``([z], y, x)``, numpy or dask; windows of it are read: of a volume single planes, and of seams between planes
-        a single row of those near.
+        some rows of those near.
     chunks
         Sizes of the cores along the axes.
     n_windows
@@ -128,19 +130,20 @@ def seam_profile(
     edges, pairs = np.zeros(len(offset), np.int64), np.zeros(len(offset), np.int64)
     for i in taken:
         box, axis, other = windows[i]
-        at: list[Any] = list(box.slices)
+        at = list(box.slices)
         if other is not None:
-            at[other] = int(rng.integers(box.start[other], box.stop[other]))
-        found = np.asarray(labels[tuple(at)])
-        found = found if axis == ndim - 1 else found.T
-        before, after = found[:, :-1], found[:, 1:]
-        edges += (before != after).sum(axis=0)
-        pairs += ((before > 0) | (after > 0)).sum(axis=0)
+            first = int(rng.integers(box.start[other], box.stop[other]))
+            at[other] = slice(first, min(first + (_ROWS if axis == 0 else 1), box.stop[other]))
+        found = np.moveaxis(np.asarray(labels[tuple(at)]), axis, -1)
+        before, after = found[..., :-1], found[..., 1:]
+        others = tuple(range(ndim - 1))
+        edges += (before != after).sum(axis=others)
+        pairs += ((before > 0) | (after > 0)).sum(axis=others)
     return SeamProfile(offset, edges, pairs, len(taken), len(windows))
 
 
 def _windows(chunks: Sequence[Sequence[int]], reach: int, axis: int) -> Iterator[tuple[Box, int, int | None]]:
-    """Yield windows along the seams that cut an axis, that axis, and the one of which a single index is read."""
+    """Yield windows along the seams that cut an axis, that axis, and the one of which a part is read."""
     shape = tuple(sum(c) for c in chunks)
     along = len(shape) - 1 if axis < len(shape) - 1 else axis - 1
     other = next((a for a in range(len(shape)) if a not in (axis, along)), None)

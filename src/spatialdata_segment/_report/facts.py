@@ -154,6 +154,15 @@ def spoken(reason: str) -> str:
     return reason.replace("_", " ")
 
 
+def update_rows(metadata: Mapping[str, Any]) -> list[tuple[int, str, int, int, int]]:
+    """Return, for each run on a region and each mask, what went and came, and the last id before."""
+    return [
+        (k, PLURAL[mask], of["replaced"], of["kept"], run["ids_after"])
+        for k, run in enumerate(metadata.get("updates", []), 1)
+        for mask, of in run["counts"].items()
+    ]
+
+
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return nested parameters as names with dots, and their values as text."""
     rows: list[tuple[str, str]] = []

@@ -16,7 +16,7 @@ from spatialdata_segment._report.crops import crop_side, random_crops, worst_cro
 from spatialdata_segment._report.whole import SIDE, Whole
 from spatialdata_segment.pl._dropped import reason_color
 from spatialdata_segment.pl._numbers import masks_of
-from spatialdata_segment.pl._shards import plan_of
+from spatialdata_segment.pl._shards import cuts_along_z, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -216,6 +216,8 @@ class Draft:
                 f"{text}. White: borders of cores. Dashed: what one core reads. Orange: cores that looked again, "
                 "farther. Red: cores with objects on which neighbours disagreed. Points: kept objects over a border."
             )
+            if along := cuts_along_z(self.plan):
+                caption += f" The volume is seen from above: {along}."
             pictures.append(page.figure(image, text, caption))
         if self.seams:
             draw = partial(pl.seams, self.result.sdata, key=self.result.key, n_windows=_WINDOWS, rng=self._seam_seed)
@@ -244,11 +246,14 @@ class Draft:
 
     def _parameters(self) -> str:
         metadata = self.result.metadata
-        shown = {n: v for n, v in metadata.items() if n not in ("versions", "counts", "statistics")}
+        shown = {n: v for n, v in metadata.items() if n not in ("versions", "counts", "statistics", "updates")}
         rows = [row for row in facts.flat(shown) if row[1] != "none"]
         html = page.table(["name", "value"], rows, "What decided the result; what is not set is in the JSON below")
         if statistics := [row for row in facts.flat(metadata.get("statistics", {})) if row[1] != "none"]:
             html += page.table(["name", "value"], statistics, "Statistics of the whole image that the methods used")
+        if again := facts.update_rows(metadata):
+            told = "Regions that were segmented again, by runs; their workflows are in the JSON below"
+            html += page.table(["run", "", "went", "came", "new ids after"], again, told)
         whole = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False)
         return html + page.details("All of it as JSON", whole)
 

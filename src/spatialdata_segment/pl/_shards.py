@@ -14,11 +14,14 @@ from spatialdata_segment.pl._draw import COLORS
 from spatialdata_segment.pl._overlay import overlay
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
 AGAIN, DISPUTED = "#ff8c3b", "#ff5252"
 _MOST_POINTS = 20_000
+_MOST_CUTS = 4
 
 
 def shards(
@@ -48,7 +51,7 @@ def shards(
     -------
     The axes, in pixels: cores, the window that the middle one of them reads, cores that ran again with a larger halo,
     those with objects on which neighbours disagreed, and the kept objects that several cores share (at most 20,000).
-    Of a volume seen along z.
+    Of a volume seen along z; where it is cut along z as well, the legend says before which planes.
 
     Raises
     ------
@@ -114,6 +117,7 @@ def seams(
     for name, profile in found.items():
         _draw_profile(ax, profile, _PROFILES[name], "" if len(plan["chunks"]) == 2 else f"{name}: ")
     unit = {(IN_PLANE,): "px", (ALONG_Z,): "planes"}.get(tuple(found), "px; along z planes")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel=f"distance from the seam ({unit})", ylabel="pairs of pixels\nthat differ (%)")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize="small", frameon=False)
@@ -165,6 +169,8 @@ def draw_shards(
 ) -> None:
     """Draw what :func:`shards` draws above the image; ``size`` of the points, in square points."""
     _draw_cores(ax, plan, places)
+    if text := cuts_along_z(plan):
+        ax.plot([], [], linestyle="none", label=text)
     rows = result.candidates_of(mask)
     rows = rows[rows["is_kept"].to_numpy(bool)]
     over = rows[crosses(rows, plan["chunks"])]
@@ -173,6 +179,13 @@ def draw_shards(
     ax.scatter(
         x, y, s=size, color=COLORS.get(mask, "white"), linewidths=0, label=f"{len(over):,} objects over a border"
     )
+
+
+def cuts_along_z(plan: Mapping[str, Any]) -> str:
+    """Return where a volume is cut between planes, which no map of the plane shows; empty where it is not."""
+    ends = np.cumsum(plan["chunks"][0])[:-1].tolist() if len(plan["chunks"]) == 3 else []
+    few = ", ".join(map(str, ends)) if len(ends) <= _MOST_CUTS else f"{ends[0]}, {ends[1]} ... {ends[-1]}"
+    return f"{len(ends) + 1} cores along z, cut before planes {few}" if ends else ""
 
 
 def _draw_cores(ax: Axes, plan: dict[str, Any], places: dict[str, dict[str, int]]) -> None:
@@ -185,11 +198,14 @@ def _draw_cores(ax: Axes, plan: dict[str, Any], places: dict[str, dict[str, int]
     again = {int(i) for i in places.get("again", {})}
     disputed = {int(i) for what in ("twins", "adopted") for i in places.get(what, {})}
     named: set[str] = set()
-    for index in sorted(again | disputed):
-        row, column = np.unravel_index(index, plan["grid"])[-2:]
-        color = DISPUTED if index in disputed else AGAIN
-        text = "cores with objects in dispute" if index in disputed else "cores that looked again, farther"
-        number = len(disputed) if index in disputed else len(again - disputed)
+    shown: dict[tuple[int, int], bool] = {}  # of cores behind one another: whether any has objects in dispute
+    for index in again | disputed:
+        row, column = map(int, np.unravel_index(index, plan["grid"])[-2:])
+        shown[row, column] = shown.get((row, column), False) or index in disputed
+    for (row, column), is_disputed in sorted(shown.items()):
+        color = DISPUTED if is_disputed else AGAIN
+        text = "cores with objects in dispute" if is_disputed else "cores that looked again, farther"
+        number = len(disputed) if is_disputed else len(again - disputed)
         ax.add_patch(
             Rectangle(
                 (xs[column], ys[row]),
