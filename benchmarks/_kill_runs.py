@@ -23,9 +23,10 @@ from spatialdata_segment import (
     decode,
     predict,
     register_method,
+    resegment,
     segment,
 )
-from spatialdata_segment.errors import ExistsError, SegmentationError
+from spatialdata_segment.errors import ExistsError, SegmentationError, SegmentationWarning
 from spatialdata_segment.testing.dummies import DummyNetwork
 
 if TYPE_CHECKING:
@@ -104,24 +105,35 @@ for method in (LoggedThreshold, LoggedWatershed, LoggedNetwork):  # maps are dec
     register_method(method)
 
 
+REGION = (300, 200, 560, 480)
+"""Where "again" segments a result again, px."""
+
+
 def workflow(name: str) -> Any:
     """Return what the runs of that name do."""
     if name == "callable":
         return LoggedFunction(function=blobs, version="1", context_px=8)
     return {
         "expanded": Workflow(nucleus=LoggedThreshold(), cell=LoggedExpand(distance=4)),
+        "other": Workflow(nucleus=LoggedThreshold(object_radius=5), cell=LoggedExpand(distance=6)),
         "pair": Workflow(nucleus=LoggedThreshold(), cell=LoggedWatershed(max_distance=12)),
         "network": Workflow(cell=LoggedNetwork(tile=64)),
     }[name]
 
 
 def act(kind: str, store: Path, name: str, **options: Any) -> None:
-    """Do one of the acts on a store: a run in one, one that keeps its maps, or one of the two phases."""
+    """Do one of the acts on a store: a run in one, one that keeps its maps, one of the two phases, a region again."""
     sdata, overwrite = sd.read_zarr(store), options.pop("overwrite", False)
     if kind == "predict":
         predict(sdata, "image", workflow(name), store / MAPS, progress=False, **options)
     elif kind == "decode":
         decode(store / MAPS, sdata=sdata, overwrite=overwrite, progress=False, **options)
+    elif kind == "again":
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", SegmentationWarning)
+            resegment(sdata, "image", workflow(name), bounding_box=REGION, progress=False, **options)
+        if any("nothing was segmented again" in str(w.message) for w in told):
+            raise ExistsError("the region was segmented again")
     else:
         keep = {"keep_maps": True} if kind == "fused" else {}
         segment(sdata, "image", workflow(name), overwrite=overwrite, progress=False, **keep, **options)

@@ -149,11 +149,12 @@ def reference(
         kept = json.loads((store / MAPS / "maps.json").read_text())
         shards = {f"{mask}.maps": units(f"{mask}.maps", at["blocks"]) for mask, at in kept["masks"].items()}
     if act != "predict":
-        record = json.loads((store / DOT / "segmentation.run.json").read_text())
+        name_of = "resegment" if act == "again" else "run"
+        record = json.loads((store / DOT / f"segmentation.{name_of}.json").read_text())
         shape = sd.read_zarr(store)["image"].shape[1:]
         shards |= {mask: units(mask, equal(shape, plan["grid"])) for mask, plan in record["plan"].items()}
     unseen = {unit for found in shards.values() for unit in found} - {unit for _, unit in computed(out)}
-    if unseen:
+    if unseen and (act != "again" or not computed(out)):  # of the plan what the region needs
         raise RuntimeError(f"the undisturbed run of {label} has not computed {sorted(unseen)}")
     return Reference(name, act, "overwrite" in options, begin, options, elements(old), *results[-1], shards, at)
 
@@ -204,11 +205,14 @@ def kill_once(ref: Reference, store: Path, out: Path, when: str, share: float) -
 def inspect(ref: Reference, store: Path) -> list[str]:
     """Open a store that a killed run left, and look at each element."""
     wrong = []
+    waits = (store / DOT / "journal.json").exists()
     now, new = elements(tree(store)), elements(ref.new)
     old = ref.old or {name: digest for name, digest in new.items() if name.startswith("images/")}
     for name in sorted(now.keys() | old.keys() | new.keys()):
         if now.get(name) not in {old.get(name), new.get(name)}:
             wrong.append(f"{name} is neither the old nor the new one")
+    if not waits and now not in (old, new):
+        wrong.append("some elements are old and some are new, and no journal says so")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -17,6 +17,9 @@ was written may have been predicted again. Damage between kill and resume of eve
 finished blocks, and what says that they are finished. `predict` must mend it, `decode` tell it or have no more need
 of it.
 
+``--again`` runs are of `resegment`: a region of a result again, killed among the shards, while elements are written,
+while they are put in place, or anywhere, and resumed.
+
 Exit code 1 where anything of this fails. Linux and macOS.
 """
 
@@ -36,6 +39,7 @@ from _kill_trials import Reference, Trial, damage, fresh, inspect, kill_once, re
 MOMENTS = {
     "segment": ("shards", "write", "swap", "any", "seams"),
     "fused": ("blocks", "shards", "statistics", "write", "manifest", "swap", "any", "seams"),
+    "again": ("shards", "write", "swap", "any"),
     "predict": ("blocks", "statistics", "manifest", "any"),
     "decode": ("shards", "write", "seams", "swap", "any"),
 }
@@ -63,6 +67,15 @@ def references(folder: Path, data: str, shard_size: int, side: int = 1500, repea
         begin = folder / f"{other}-segment-False.zarr"
         fresh.append(reference(folder, name, "segment", begin, options | {"overwrite": True}, repeat, tree(begin)))
     return fresh
+
+
+def again_reference(folder: Path, data: str, shard_size: int, side: int = 1500, repeat: int = 2) -> Reference:
+    """Run undisturbed: a region of a result segmented again, with other parameters."""
+    image, options = _prepare(folder, data, side), {"shard_size": shard_size, "n_jobs": 2}
+    begin = folder / "expanded-segment-False.zarr"
+    if not begin.exists():
+        reference(folder, "expanded", "segment", image, options, 1, {})
+    return reference(folder, "other", "again", begin, options, repeat, tree(begin))
 
 
 def phase_references(folder: Path, data: str, shard_size: int, side: int = 1500, repeat: int = 2) -> list[Reference]:
@@ -138,12 +151,15 @@ def trial_until_killed(ref: Reference, folder: Path, begin: Path, rng: np.random
     return result
 
 
-def campaign(folder: Path, data: str, runs: int, phases: int, seed: int, shard_size: int, side: int = 1500) -> int:
+def campaign(
+    folder: Path, data: str, runs: int, phases: int, again: int, seed: int, shard_size: int, side: int = 1500
+) -> int:
     """Run and print all; return the number of runs in which something was wrong."""
     rng = np.random.default_rng(seed)
     refs = references(folder, data, shard_size, side) if runs else []
     pairs = phase_references(folder, data, shard_size, side) if phases else []
-    for ref in refs + pairs:
+    regions = [again_reference(folder, data, shard_size, side)] if again else []
+    for ref in refs + pairs + regions:
         n = sum(map(len, ref.shards.values()))
         print(
             f"{ref.name:9} {ref.act:8} {'replacing' if ref.replaces else '':10} {n:3} shards and blocks, "
@@ -154,7 +170,7 @@ def campaign(folder: Path, data: str, runs: int, phases: int, seed: int, shard_s
         flush=True,
     )
     bad = kills = 0
-    for k in range(runs + phases):
+    for k in range(runs + phases + again):
         spoils = k % 4 == 3
         if k < runs:
             ref = refs[int(rng.permutation(4)[0])] if k >= 4 else refs[k]
@@ -163,6 +179,9 @@ def campaign(folder: Path, data: str, runs: int, phases: int, seed: int, shard_s
                 f"{ref.name}{', replacing' if ref.replaces else ''}",
                 trial(ref, folder, moments, rng, spoils),
             )
+        elif k >= runs + phases:
+            moments = [("any", float(rng.uniform(0.4, 0.95)))] if spoils else moments_of("again", k, rng)
+            what, result = "a region again", trial(regions[0], folder, moments, rng, spoils)
         else:
             j = k - runs
             of = j // 3 % 2
@@ -174,7 +193,7 @@ def campaign(folder: Path, data: str, runs: int, phases: int, seed: int, shard_s
             f"{result.damaged:7} {result.told:4}  {'; '.join(result.wrong) or 'identical'}",
             flush=True,
         )
-    total = runs + phases
+    total = runs + phases + again
     print(f"\n{total} runs, {kills} kills: {total - bad} identical to the undisturbed run, {bad} wrong")
     return bad
 
@@ -187,11 +206,12 @@ def main() -> None:
     parser.add_argument(
         "--phases", type=int, default=0, help="of predict and decode, and of segment with its maps kept"
     )
+    parser.add_argument("--again", type=int, default=0, help="of resegment")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-size", type=int, default=160_000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bad = campaign(Path(folder), args.data, args.runs, args.phases, args.seed, args.shard_size)
+        bad = campaign(Path(folder), args.data, args.runs, args.phases, args.again, args.seed, args.shard_size)
     sys.exit(1 if bad else 0)
 
 

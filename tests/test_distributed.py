@@ -18,7 +18,17 @@ import spatialdata as sd
 from distributed import Client, LocalCluster
 from scipy import ndimage
 
-from spatialdata_segment import ExpandNuclei, Function, Step, ThresholdNuclei, Workflow, _write, plan, segment
+from spatialdata_segment import (
+    ExpandNuclei,
+    Function,
+    Step,
+    ThresholdNuclei,
+    Workflow,
+    _write,
+    plan,
+    resegment,
+    segment,
+)
 from spatialdata_segment.engine.events import Event, listen
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.errors import ClusterError, InputError, ScratchError
@@ -246,6 +256,32 @@ def test_what_is_sent_along(cluster: LocalCluster) -> None:
             found = segment(tissue(), "image", method, **HOW)
         assert labels(found).any()
         np.testing.assert_array_equal(labels(found), labels(serial))
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_a_region_again(cluster: LocalCluster, backed: bool, tmp_path: Path) -> None:
+    """What changes a result runs on workers as well, from memory and from a store: the same bytes."""
+    flow = Workflow(nucleus=ThresholdNuclei(), cell=ExpandNuclei(distance=4))
+    finer = Workflow(nucleus=ThresholdNuclei(object_radius=5, contrast=0.55), cell=ExpandNuclei(distance=4))
+    options = {"bounding_box": (40, 50, 180, 190), "shard_size": 60 * 60, "progress": False}
+    before = segment(tissue(), "image", flow, n_jobs=1, progress=False)
+    here = resegment(sd.deepcopy(before), "image", finer, n_jobs=1, **options)
+    there = sd.deepcopy(before)
+    if backed:
+        there.write(tmp_path / "a.zarr")
+        there = sd.read_zarr(tmp_path / "a.zarr")
+    with Client(cluster):
+        resegment(there, "image", finer, **options)
+    for mask in ("nucleus", "cell"):
+        name = f"segmentation_{mask}_labels"
+        assert not np.array_equal(labels(here, name), labels(before, name))
+        np.testing.assert_array_equal(labels(there, name), labels(here, name))
+        assert there[f"segmentation_{mask}_boundaries"].equals(here[f"segmentation_{mask}_boundaries"])
+    for name in ("segmentation_table", "segmentation_candidates"):
+        assert there[name].obs.equals(here[name].obs)
+    there, here = (sdata["segmentation_table"] for sdata in (there, here))
+    assert there.uns["segmentation"] == here.uns["segmentation"]
+    np.testing.assert_array_equal(there.X, here.X)
 
 
 def test_what_cannot_be_sent(client: Client) -> None:

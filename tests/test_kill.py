@@ -36,7 +36,9 @@ def kill():
 @pytest.fixture(scope="module")
 def references(kill, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill")
-    return {(r.name, r.replaces): r for r in kill.references(folder, "synthetic", 60_000, side=700, repeat=1)}
+    found = kill.references(folder, "synthetic", 60_000, side=700, repeat=1)
+    found.append(kill.again_reference(folder, "synthetic", 60_000, side=700, repeat=1))
+    return {(r.name, r.replaces): r for r in found}
 
 
 @pytest.mark.parametrize(
@@ -46,8 +48,10 @@ def references(kill, tmp_path_factory):
         ("callable", False, [("write", 0.5), ("swap", 0.3)], False),
         ("callable", True, [("swap", 0.2)], False),
         ("expanded", True, [("write", 0.7), ("swap", 0.6)], False),
+        ("other", False, [("shards", 0.5), ("write", 0.6), ("swap", 0.1)], False),
+        ("other", False, [("swap", 0.7)], False),
     ],
-    ids=["shards-and-damage", "writing", "replacing", "replacing-twice"],
+    ids=["shards-and-damage", "writing", "replacing", "replacing-twice", "a-region-again", "a-region-again-at-its-end"],
 )
 def test_killed_and_resumed(kill, references, tmp_path, name, replaces, moments, spoil):
     reference = references[name, replaces]

@@ -262,7 +262,7 @@ def test_a_dry_run_for_a_cluster_starts_none(store, tmp_path, capsys):
 # help
 
 
-@pytest.mark.parametrize("name", ["run", "predict", "decode", "plan", "config"])
+@pytest.mark.parametrize("name", ["run", "predict", "decode", "resegment", "plan", "config"])
 def test_help_pages(name, capsys):
     """Options under headings, in the words of the command line; examples that parse."""
     with pytest.raises(SystemExit):

@@ -294,12 +294,14 @@ def test_a_mask_that_was_written_as_both(tmp_path):
 
 
 def test_a_volume_shows_planes(tmp_path):
-    volume = Tissue((12, 60, 70), seed=1, cell_diameter=16).to_spatialdata()
+    volume = Tissue((60, 40, 44), seed=1, cell_diameter=16).to_spatialdata()
     flow = Workflow(nucleus=ThresholdNuclei(threshold="otsu", channels="DAPI"), cell=ExpandNuclei(distance=2))
-    segment(volume, "image", flow, shard_size=40**3, pixel_size=(2, 1, 1), progress=False, n_jobs=1)
+    segment(volume, "image", flow, shard_size=30 * 40 * 44, pixel_size=(2, 1, 1), progress=False, n_jobs=1)
     page = Page(report(volume, tmp_path / "volume.html", n_crops=1))
     text = "".join(page.text)
-    assert "Plane 6 of 12" in text
+    assert "Plane 30 of 60" in text
+    assert re.search(r"Seams along z: \d+\.\d+% there and \d+\.\d+% beside", text)
+    assert "Seams along y and x" not in text
     assert re.search(r"At x \d+, y \d+, z \d+", text)
     assert "µm³" in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -150,6 +151,9 @@ def test_every_other_cell_stays(results, name, data):
         after["segmentation_table"].obs.loc[before["segmentation_table"].obs_names[kept]],
         before["segmentation_table"].obs[kept],
     )
+    same = after["segmentation_table"][before["segmentation_table"].obs_names[kept]]
+    assert same.X.tobytes() == before["segmentation_table"][kept.to_numpy()].X.tobytes()
+    assert same.obsm["spatial"].tobytes() == before["segmentation_table"][kept.to_numpy()].obsm["spatial"].tobytes()
     check_consistent(after, names)
     was, now = before["segmentation_candidates"].obs, after["segmentation_candidates"].obs
     still = now.loc[was.index]
@@ -161,6 +165,40 @@ def test_every_other_cell_stays(results, name, data):
         if n.split("_")[1] in set(was["kind"]):
             of_kind = was[was["kind"] == n.split("_")[1]]
             assert set(of_kind.loc[gone[was["kind"] == n.split("_")[1]], "cell_id"]) == ids - {0}
+
+
+@QUICK
+@given(data=st.data())
+@pytest.mark.parametrize("name", sorted(WORKFLOWS))
+def test_any_shards(results, name, data):
+    """However the region is cut and however many run at once, all elements are the same."""
+    x0, y0 = data.draw(st.integers(-10, 100)), data.draw(st.integers(-10, 90))
+    region = (x0, y0, x0 + data.draw(st.integers(60, 120)), y0 + data.draw(st.integers(60, 120)))
+    side = data.draw(st.integers(40, 100))
+    before, flow = results[name], changed(WORKFLOWS[name])
+    whole = resegment(copied(before), "image", flow, bounding_box=region)
+    cut = resegment(copied(before), "image", flow, bounding_box=region, shard_size=side * side, n_jobs=2)
+    check_equal(cut, whole)
+    assert not np.array_equal(*(np.asarray(s["segmentation_nucleus_labels"]) for s in (before, cut)))
+
+
+def check_equal(found: sd.SpatialData, expected: sd.SpatialData) -> None:
+    """All labels, outlines and tables are the same, bit for bit."""
+    assert {n for _, n, _ in found.gen_elements()} == {n for _, n, _ in expected.gen_elements()}
+    for n, labels in masks_of(expected).items():
+        assert np.asarray(found[n]).dtype == labels.dtype
+        np.testing.assert_array_equal(np.asarray(found[n]), labels)
+    for n, frame in expected.shapes.items():
+        assert_geodataframe_equal(found[n], frame)
+    for n, table in expected.tables.items():
+        assert_frame_equal(found[n].obs, table.obs, check_categorical=False)
+        assert (table.X is None) == (found[n].X is None) == (n == "segmentation_candidates")
+        assert dict(found[n].obsm).keys() == dict(table.obsm).keys()
+        for a, b in [(found[n].obsm[k], table.obsm[k]) for k in table.obsm] + [(found[n].X, table.X)] * (
+            table.X is not None
+        ):
+            assert a.tobytes() == b.tobytes()
+        assert found[n].uns.get("segmentation") == table.uns.get("segmentation")
 
 
 @QUICK
@@ -258,6 +296,55 @@ def test_store_and_memory_agree_and_others_columns_stay(results, tmp_path):
     assert np.isfinite(now.obsm["X_pca"][~new]).all()
     assert (tmp_path / "store.zarr" / ".spatialdata_segment" / "segmentation.resegment.json").exists()
     sd.match_element_to_table(backed, element_name="segmentation_cell_labels", table_name="segmentation_table")
+
+
+def test_the_same_call_on_a_store(results, tmp_path):
+    """A call whose result is there is told and leaves it, as after a run that was killed as it ended; unless asked."""
+    copied(results["pair"]).write(tmp_path / "store.zarr")
+    how = {"bounding_box": (40, 40, 120, 120)}
+    done = resegment(sd.read_zarr(tmp_path / "store.zarr"), "image", changed(PAIR), **how)
+    ids = done["segmentation_table"].obs["cell_id"].tolist()
+    with pytest.warns(SegmentationWarning, match="'segmentation' was this call: nothing was segmented again; resume"):
+        same = resegment(sd.read_zarr(tmp_path / "store.zarr"), "image", changed(PAIR), shard_size=70 * 70, **how)
+    check_equal(same, done)
+    assert not list((tmp_path / "store.zarr" / ".spatialdata_segment").glob("scratch*"))
+    for options in ({"resume": False}, {"bounding_box": (40, 40, 120, 121)}):
+        other = resegment(sd.read_zarr(tmp_path / "store.zarr"), "image", changed(PAIR), **how | options)
+        found = other["segmentation_table"].obs["cell_id"].tolist()
+        assert max(found) > max(ids)
+        ids = found
+
+
+def test_killed_between_two_elements(results, tmp_path, monkeypatch):
+    """Killed at any moment of the exchange: the next call has the whole new result, and computes nothing."""
+    from spatialdata_segment import _journal
+
+    class Kill(BaseException):
+        pass
+
+    copied(results["pair"]).write(tmp_path / "begin.zarr")
+    how = {"bounding_box": (40, 40, 120, 120)}
+    steps: list[str] = []
+    shutil.copytree(tmp_path / "begin.zarr", tmp_path / "all.zarr")
+    monkeypatch.setattr(_journal, "step", steps.append)
+    done = resegment(sd.read_zarr(tmp_path / "all.zarr"), "image", changed(PAIR), **how)
+    for at in ("journal", "after segmentation_nucleus_labels", "after segmentation_table", "no journal"):
+        assert at in steps
+        store = tmp_path / f"{at}.zarr"
+        shutil.copytree(tmp_path / "begin.zarr", store)
+
+        def stop(what, at=at):
+            if what == at:
+                raise Kill
+
+        monkeypatch.setattr(_journal, "step", stop)
+        with pytest.raises(Kill):
+            resegment(sd.read_zarr(store), "image", changed(PAIR), **how)
+        monkeypatch.setattr(_journal, "step", lambda _: None)
+        with pytest.warns(SegmentationWarning, match="nothing was segmented again"):
+            check_equal(resegment(sd.read_zarr(store), "image", changed(PAIR), **how), done)
+        left = {p.name for p in (store / ".spatialdata_segment").glob("*")}
+        assert left <= {"segmentation.resegment.json"}, at
 
 
 def test_again_and_again(results):

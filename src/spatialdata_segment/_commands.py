@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import signal
-import sys
 import warnings
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spatialdata_segment import _elements
+from spatialdata_segment._command_parts import (
+    add_cluster,
+    add_dry_run,
+    add_workflow,
+    check_report,
+    cluster_config,
+    offer_report,
+    tell,
+    workers,
+    wrote_script,
+)
 from spatialdata_segment._dry_run import dry_decode, dry_predict, dry_run
 from spatialdata_segment._infer.command import do_infer as do_infer
 from spatialdata_segment._infer.command import fill_infer as fill_infer
@@ -21,12 +28,12 @@ from spatialdata_segment._options import add_options, given
 from spatialdata_segment._phases import decode, predict
 from spatialdata_segment._preview import PLANNED, plan
 from spatialdata_segment._report.make import report
+from spatialdata_segment._resegment_command import do_resegment as do_resegment
+from spatialdata_segment._resegment_command import fill_resegment as fill_resegment
 from spatialdata_segment._segment import DOT, segment
 from spatialdata_segment._stores import open_or_make_store, open_store
-from spatialdata_segment._table import read_metadata
 from spatialdata_segment._targets import Target, each, find_targets, raise_failed, read_workflow, target_of
-from spatialdata_segment.cluster import batch_script, cluster_client, read_config, template
-from spatialdata_segment.cluster.client import KINDS
+from spatialdata_segment.cluster import template
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.formats._commands import do_import as do_import
 from spatialdata_segment.formats._commands import do_poly2mask as do_poly2mask
@@ -37,9 +44,7 @@ from spatialdata_segment.formats._commands import fill_stitch as fill_stitch
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from spatialdata import SpatialData
+    from collections.abc import Callable, Sequence
 
     from spatialdata_segment.cluster import ClusterConfig
     from spatialdata_segment.cluster.config import Phase
@@ -49,12 +54,12 @@ if TYPE_CHECKING:
 def fill_run(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``run``."""
     _add_stores(parser)
-    _add_dry_run(parser)
+    add_dry_run(parser)
     add_options(parser, segment, segment)
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write a report of the result, an HTML file, as well"
     )
-    _add_cluster(parser)
+    add_cluster(parser)
 
 
 def fill_report(parser: argparse.ArgumentParser) -> None:
@@ -70,11 +75,11 @@ def fill_predict(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict``."""
     parser.add_argument("store", metavar="STORE", help="SpatialData store, such as tissue.zarr")
     parser.add_argument("--image", metavar="KEY", help="name of the image in it (default: the only one)")
-    _add_workflow(parser)
+    add_workflow(parser)
     parser.add_argument("--maps", required=True, metavar="DIR", help="folder to write: new, or of an earlier call")
-    _add_dry_run(parser)
+    add_dry_run(parser)
     add_options(parser, predict, segment)
-    _add_cluster(parser)
+    add_cluster(parser)
 
 
 def fill_decode(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +89,9 @@ def fill_decode(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--store", help="write into this store, such as the image's own: then intensities are measured")
     where.add_argument("--output", metavar="STORE", help="the same; where it is not there, an empty one is made")
     parser.add_argument("--workflow", metavar="NAME|FILE", help="with other thresholds (default: that of predict)")
-    _add_dry_run(parser)
+    add_dry_run(parser)
     add_options(parser, decode, segment)
-    _add_cluster(parser)
+    add_cluster(parser)
 
 
 def fill_plan(parser: argparse.ArgumentParser) -> None:
@@ -105,38 +110,16 @@ def _add_stores(parser: argparse.ArgumentParser) -> None:
         metavar="KEY[=WORKFLOW]",
         help="an image in them (default: the only one), and its workflow if not that of all; again for each of several",
     )
-    _add_workflow(parser)
-
-
-def _add_workflow(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workflow",
-        default="dapi",
-        metavar="NAME|FILE",
-        help="a workflow by name, or a file (.yaml) with the parameters of a Workflow (default: dapi)",
-    )
-
-
-def _add_dry_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
-
-
-def _add_cluster(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("workers")
-    group.add_argument("--cluster", choices=KINDS, help="jobs of SLURM, processes of this machine, or its GPUs")
-    group.add_argument("--cluster-config", metavar="FILE", help="what to ask for; see `cluster template`")
-    group.add_argument(
-        "--sbatch", type=Path, metavar="FILE", help="run nothing: write a batch script that runs this command as a job"
-    )
+    add_workflow(parser)
 
 
 def do_run(args: argparse.Namespace) -> None:
     """Segment images of stores; with phases in the cluster configuration, in two."""
-    config = _cluster_config(args)
-    if _wrote_script(args, config):
+    config = cluster_config(args)
+    if wrote_script(args, config):
         return
     targets, unread = find_targets(args)
-    _check_report(args, targets, unread)
+    check_report(args, targets, unread)
     if args.dry_run:
         failed = dry_run(args, targets, two_phases=config is not None and config.two_phases)
         _raise_failed(args, unread | failed, len(targets) + len(unread))
@@ -144,12 +127,12 @@ def do_run(args: argparse.Namespace) -> None:
     if config is not None and config.two_phases:
         failed = _run_in_two(args, targets, config)
     else:
-        with _workers(args, config, None) as client:
+        with workers(args, config, None) as client:
             failed = each(targets, lambda target: _run_one(args, target), client)
     done = [target for target in targets if target.store not in failed]
     for target in done:
-        _tell(args, target.store, target.sdata)
-    _offer_report(args, done)
+        tell(args, target.store, target.sdata)
+    offer_report(args, done)
     _raise_failed(args, unread | failed, len(targets) + len(unread))
 
 
@@ -203,7 +186,7 @@ def _run_in_two(
     for phase, work in phases.items():
         left = [target for target in targets if target.store not in failed]
         if left:
-            with _workers(args, config, phase) as client:
+            with workers(args, config, phase) as client:
                 failed |= each(left, work, client)
     return failed
 
@@ -215,36 +198,10 @@ def do_report(args: argparse.Namespace) -> None:
     print(written)
 
 
-def _check_report(args: argparse.Namespace, targets: Sequence[Target], unread: Mapping[str, Exception]) -> None:
-    """Raise where the report that is asked for cannot be written, before anything runs."""
-    if args.report is None:
-        return
-    several = len(targets) + len(unread) > 1 or any(len(target.flows) > 1 for target in targets)
-    if several:
-        raise InputError(f"--report {args.report} of several images: leave it out, and call `report` for each of them")
-    if getattr(args, "table", True) is False:
-        raise InputError(f"--report {args.report} with --no-table: a report is made of the tables, leave one out")
-    if not args.report.parent.is_dir():
-        raise InputError(f"the folder {args.report.parent} of --report is not there: make it first")
-
-
-def _offer_report(args: argparse.Namespace, done: Sequence[Target]) -> None:
-    """Write the report that is asked for, or say how to get one, of several images that of the first."""
-    if not done or getattr(args, "table", True) is False:
-        return
-    target, key_added = done[0], getattr(args, "key_added", "segmentation")
-    key = target.prefix(next(iter(target.flows)), key_added)
-    if args.report is not None:
-        print(report(target.sdata, args.report, key=key))
-        return
-    more = "" if key == "segmentation" else f" --key {shlex.quote(key)}"
-    print(f"to look at it: spatialdata-segment report {shlex.quote(target.store)}{more}")
-
-
 def do_predict(args: argparse.Namespace) -> None:
     """Write the maps of an image."""
-    config = _cluster_config(args)
-    if _wrote_script(args, config):
+    config = cluster_config(args)
+    if wrote_script(args, config):
         return
     flow = read_workflow(args.workflow, args)
     target = target_of(args.store, {} if args.image is None else {args.image: flow}, flow)
@@ -252,15 +209,15 @@ def do_predict(args: argparse.Namespace) -> None:
     if args.dry_run:
         dry_predict(args, target, key, flow)
         return
-    with _workers(args, config, "predict"):
+    with workers(args, config, "predict"):
         print(predict(target.sdata, key, flow, args.maps, **given(predict, args)))
     args.summary |= {"store": target.store, "image": key, "maps": args.maps}
 
 
 def do_decode(args: argparse.Namespace) -> None:
     """Turn maps into a result."""
-    config = _cluster_config(args)
-    if _wrote_script(args, config):
+    config = cluster_config(args)
+    if wrote_script(args, config):
         return
     workflow = None if args.workflow is None else read_workflow(args.workflow, args)
     if args.dry_run:
@@ -268,9 +225,9 @@ def do_decode(args: argparse.Namespace) -> None:
         return
     read_manifest(Path(args.maps))  # nothing is made where there are no maps
     sdata = open_or_make_store(args.output) if args.store is None else open_store(args.store)
-    with _workers(args, config, "decode"):
+    with workers(args, config, "decode"):
         decode(args.maps, sdata=sdata, workflow=workflow, **given(decode, args))
-    _tell(args, args.store or args.output, sdata)
+    tell(args, args.store or args.output, sdata)
 
 
 def do_plan(args: argparse.Namespace) -> None:
@@ -292,66 +249,7 @@ def do_cluster_template(args: argparse.Namespace) -> None:
     print(args.summary["yaml"], end="")
 
 
-def _cluster_config(args: argparse.Namespace) -> ClusterConfig | None:
-    """Read the cluster configuration; raise where the options do not go together."""
-    if args.cluster is None:
-        for name in ("cluster_config", "sbatch"):
-            if getattr(args, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')} without --cluster: say which, as in --cluster slurm")
-        return None
-    if hasattr(args, "n_jobs"):
-        raise InputError(
-            f"--n-jobs {args.n_jobs} with --cluster: its workers run as many shards as they have cores; set jobs, "
-            "cores and processes in the cluster configuration"
-        )
-    return None if args.cluster_config is None else read_config(args.cluster_config)
-
-
-def _wrote_script(args: argparse.Namespace, config: ClusterConfig | None) -> bool:
-    """Write a batch script where one is asked for."""
-    if args.sbatch is None:
-        return False
-    if args.dry_run:
-        raise InputError(f"--sbatch {args.sbatch} with --dry-run: leave one out")
-    if config is None:
-        raise InputError("--sbatch needs --cluster-config, which says what to ask for")
-    if getattr(args, "resume", True) is False:
-        raise InputError("--sbatch with --no-resume: a job that is requeued would start afresh; leave one out")
-    at = next(i for i, part in enumerate(args.argv) if part.partition("=")[0] == "--sbatch")
-    length = 1 if "=" in args.argv[at] else 2
-    arguments = [*args.argv[:at], *args.argv[at + length :]]
-    args.sbatch.write_text(batch_script(config, args.cluster, arguments, Path.cwd()))
-    Path(config.phase("driver").log_directory).mkdir(parents=True, exist_ok=True)
-    args.summary["script"] = str(args.sbatch)
-    print(f"sbatch {args.sbatch}")
-    return True
-
-
-@contextmanager
-def _workers(args: argparse.Namespace, config: ClusterConfig | None, phase: Phase | None) -> Iterator[Any]:
-    """Start the workers that are asked for, and stop them however the block ends; yield their client, or None."""
-    if args.cluster is None:
-        yield None
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SLURM says so to a job that must end
-    try:
-        with cluster_client(args.cluster, config, phase) as client:
-            yield client
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _raise_failed(args: argparse.Namespace, failed: dict[str, SegmentationError | OSError], total: int) -> None:
     """Raise where some stores failed, and list them in the summary."""
     args.summary["failed"] = {store: str(error) for store, error in failed.items()}
     raise_failed(failed, total)
-
-
-def _tell(args: argparse.Namespace, store: str, sdata: SpatialData) -> None:
-    """Print what was written."""
-    key_added = f"{getattr(args, 'key_added', 'segmentation')}_"
-    every = sorted(name for _, name, _ in sdata.gen_elements())
-    names = [n for n in every if n.startswith(key_added) or f"_{key_added}" in n]
-    counts = {n: read_metadata(sdata[n])["counts"] for n in names if n.endswith(f"{key_added}table")}
-    args.summary.setdefault("results", []).append({"store": store, "elements": names, "counts": counts})
-    print(f"{store}: {', '.join(names)}")

@@ -12,6 +12,7 @@ from spatialdata_segment._options import given
 from spatialdata_segment._phases import decode, predict, ready_to_decode, request_maps
 from spatialdata_segment._preview import PLANNED, plan_of
 from spatialdata_segment._request import resolve
+from spatialdata_segment._resegment import ready_to_resegment, resegment
 from spatialdata_segment._segment import segment
 from spatialdata_segment._stores import open_store
 from spatialdata_segment._targets import each
@@ -87,6 +88,20 @@ def dry_decode(args: argparse.Namespace, workflow: str | Workflow | None) -> Non
     )
     _elements.check_outputs(target, ready.request.names(), options.get("overwrite", False))
     _tell(args, f"{args.maps} to {store}", plan_of(ready.request, executor))
+
+
+def dry_resegment(
+    args: argparse.Namespace, target: Target, key: str, flow: str | Workflow, options: dict[str, Any]
+) -> None:
+    """Check what `resegment` would do."""
+    executor = _executor(args, options)
+    if args.cluster is not None:
+        options["devices"] = "cpu"
+    taken = {k: v for k, v in options.items() if k not in _NOT_CHECKED}
+    ready = ready_to_resegment(target.sdata, key, as_workflow(flow), executor, **_defaults(resegment, taken))
+    if (scratch := options.get("scratch")) is not None:
+        check_free(Path(scratch).resolve(), ready.request.fingerprint(), resume=options.get("resume", True))
+    _tell(args, f"{target.store} {key}", replace(plan_of(ready.request, executor), outputs=ready.names))
 
 
 def _executor(args: argparse.Namespace, options: dict[str, Any]) -> Executor:

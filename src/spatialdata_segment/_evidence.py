@@ -23,6 +23,10 @@ _LONG = 512
 """Pixels of a window along its seam, at most."""
 _REACH = 24
 """Pixels to either side of a seam that are looked at, at most."""
+_ROWS = 2 * _REACH
+"""Rows of the planes near a seam between planes that are read, at most."""
+IN_PLANE, ALONG_Z = "y and x", "z"
+"""The seams of two profiles: planes are farther apart than pixels, and differ more."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class SeamProfile:
     Attributes
     ----------
     offset
-        ``(k,)`` pixels from the seam.
+        ``(k,)`` pixels from the seam; planes where the seams lie between planes.
     edges
         ``(k,)`` pairs of neighbouring pixels across such a line whose labels differ, of any with a label.
     pairs
@@ -75,60 +79,83 @@ class SeamProfile:
         return (self.at_seam - self.beside) / spread if spread else 0.0
 
 
-def seam_profile(
+def seam_profiles(
     labels: Any, chunks: Sequence[Sequence[int]], n_windows: int, rng: np.random.Generator
+) -> dict[str, SeamProfile]:
+    """Return the profile of the seams in the plane, and of a volume that of those between planes, where there are any.
+
+    See `seam_profile`; ``n_windows`` are read for each.
+    """
+    ndim = len(chunks)
+    axes = {IN_PLANE: (ndim - 2, ndim - 1)} | ({ALONG_Z: (0,)} if ndim == 3 else {})
+    found = {name: seam_profile(labels, chunks, n_windows, rng, cut) for name, cut in axes.items()}
+    return {name: profile for name, profile in found.items() if profile is not None}
+
+
+def seam_profile(
+    labels: Any,
+    chunks: Sequence[Sequence[int]],
+    n_windows: int,
+    rng: np.random.Generator,
+    axes: Sequence[int] | None = None,
 ) -> SeamProfile | None:
     """Count borders between labels at the seams and on the lines beside them.
 
     Parameters
     ----------
     labels
-        ``([z], y, x)``, numpy or dask; windows of it are read. Of a volume seams along y and x in single planes.
+        ``([z], y, x)``, numpy or dask; windows of it are read: of a volume single planes, and of seams between planes
+        some rows of those near.
     chunks
         Sizes of the cores along the axes.
     n_windows
         To read, at most; which ones is drawn from ``rng``.
     rng
         Source of randomness.
+    axes
+        That the seams cut; None: y and x.
 
     Returns
     -------
     The profile; None where there is no seam, or cores are too small to tell a seam from what lies beside it.
     """
-    reach = min(_REACH, min((min(c) // 2 for c in chunks[-2:] if len(c) > 1), default=0))
-    windows = list(_windows(tuple(sum(c) for c in chunks), chunks, reach))
+    ndim = len(chunks)
+    axes = (ndim - 2, ndim - 1) if axes is None else axes
+    reach = min(_REACH, min((min(chunks[a]) // 2 for a in axes if len(chunks[a]) > 1), default=0))
+    windows = [window for axis in axes for window in _windows(chunks, reach, axis)]
     if reach < 4 or not windows:
         return None
     taken = np.sort(rng.permutation(len(windows))[:n_windows])
     offset = np.arange(1 - reach, reach)
     edges, pairs = np.zeros(len(offset), np.int64), np.zeros(len(offset), np.int64)
     for i in taken:
-        box, axis = windows[i]
-        at: list[Any] = list(box.slices)
-        if len(at) == 3:
-            at[0] = int(rng.integers(box.start[0], box.stop[0]))
-        found = np.asarray(labels[tuple(at)])
-        found = found if axis == len(box.shape) - 1 else found.T
-        before, after = found[:, :-1], found[:, 1:]
-        edges += (before != after).sum(axis=0)
-        pairs += ((before > 0) | (after > 0)).sum(axis=0)
+        box, axis, other = windows[i]
+        at = list(box.slices)
+        if other is not None:
+            first = int(rng.integers(box.start[other], box.stop[other]))
+            at[other] = slice(first, min(first + (_ROWS if axis == 0 else 1), box.stop[other]))
+        found = np.moveaxis(np.asarray(labels[tuple(at)]), axis, -1)
+        before, after = found[..., :-1], found[..., 1:]
+        others = tuple(range(ndim - 1))
+        edges += (before != after).sum(axis=others)
+        pairs += ((before > 0) | (after > 0)).sum(axis=others)
     return SeamProfile(offset, edges, pairs, len(taken), len(windows))
 
 
-def _windows(shape: tuple[int, ...], chunks: Sequence[Sequence[int]], reach: int) -> Iterator[tuple[Box, int]]:
-    """Yield windows along the seams, and the axis that each seam cuts."""
-    ndim = len(shape)
-    for axis in range(ndim - 2, ndim):
-        along = 2 * ndim - 3 - axis  # the other one of the plane
-        starts = range(0, shape[along], _LONG)
-        deep = range(0, shape[0], chunks[0][0]) if ndim == 3 else (0,)
-        for seam, start, z in product(np.cumsum(chunks[axis])[:-1].tolist(), starts, deep):
-            low, high = [0] * ndim, list(shape)
-            low[axis], high[axis] = seam - reach, seam + reach
-            low[along], high[along] = start, min(start + _LONG, shape[along])
-            if ndim == 3:
-                low[0], high[0] = z, min(z + chunks[0][0], shape[0])
-            yield Box(tuple(low), tuple(high)), axis
+def _windows(chunks: Sequence[Sequence[int]], reach: int, axis: int) -> Iterator[tuple[Box, int, int | None]]:
+    """Yield windows along the seams that cut an axis, that axis, and the one of which a part is read."""
+    shape = tuple(sum(c) for c in chunks)
+    along = len(shape) - 1 if axis < len(shape) - 1 else axis - 1
+    other = next((a for a in range(len(shape)) if a not in (axis, along)), None)
+    starts = range(0, shape[along], _LONG)
+    deep = (0,) if other is None else range(0, shape[other], chunks[other][0])
+    for seam, start, at in product(np.cumsum(chunks[axis])[:-1].tolist(), starts, deep):
+        low, high = [0] * len(shape), list(shape)
+        low[axis], high[axis] = seam - reach, seam + reach
+        low[along], high[along] = start, min(start + _LONG, shape[along])
+        if other is not None:
+            low[other], high[other] = at, min(at + chunks[other][0], shape[other])
+        yield Box(tuple(low), tuple(high)), axis, other
 
 
 def crosses(rows: pd.DataFrame, chunks: Sequence[Sequence[int]]) -> NDArray[np.bool_]:

@@ -146,6 +146,11 @@ def write(store: Path, journal: Journal) -> None:
     step("journal")
 
 
+def waits(store: Path) -> bool:
+    """Tell whether an exchange has begun on a store, and is not finished."""
+    return (store / DOT / _JOURNAL).exists()
+
+
 def awaits(store: Path, stage: str) -> bool:
     """Tell whether the exchange of that stage has begun and is not finished."""
     journal = _load(store / DOT)
@@ -162,10 +167,19 @@ def roll_forward(store: Path, journal: Journal) -> None:
     for kind in dict(journal.put):
         _make_group(stage / NEW / kind, store / kind, dot)
         step(f"group {kind}")
-    for kind, name in journal.put:
-        _put(stage / NEW / kind / name, store / kind / name)
-    for kind, name in journal.remove:
-        _take_away(store / kind / name, stage / f"removed-{kind}-{name}")
+    pairs = [(stage / NEW / kind / name, store / kind / name) for kind, name in journal.put]
+    away = [(store / kind / name, stage / f"removed-{kind}-{name}") for kind, name in journal.remove]
+    for src, dst in pairs:  # one right after the other: what is read in between is old in part
+        _put(src, dst)
+    for dst, aside in away:
+        _take_away(dst, aside)
+    for folder in {path.parent for pair in pairs for path in pair} | {dst.parent for dst, _ in away}:
+        if folder.exists():
+            _sync(folder)
+    step("exchanged")
+    for _, dst in pairs:  # now that the names are on the disk itself
+        (dst / _MARK).unlink(missing_ok=True)
+        step(f"put {dst.name}")
     list_labels(documents, journal.put, journal.remove)
     step("labels listed")
     if journal.consolidated:
@@ -211,16 +225,11 @@ def _put(src: Path, dst: Path) -> None:
         else:
             src.rename(dst)
         step(f"after {dst.name}")
-        _sync(dst.parent)
-        _sync(src.parent)
-    (dst / _MARK).unlink(missing_ok=True)
-    step(f"put {dst.name}")
 
 
 def _take_away(dst: Path, aside: Path) -> None:
     if dst.exists():
         dst.rename(aside)
-        _sync(dst.parent)
     step(f"removed {dst.name}")
 
 

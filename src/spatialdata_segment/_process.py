@@ -25,7 +25,7 @@ DONE, CRASHED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 _STATUS = {DONE: "done", CRASHED: "crashed", WRONG: "failed", INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 _NAME = "spatialdata-segment"
-_RESUMING = "run", "infer", "predict", "decode"
+_RESUMING = "run", "infer", "predict", "decode", "resegment"
 
 
 def run_command(args: argparse.Namespace) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import warnings
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +12,15 @@ import numpy as np
 
 from spatialdata_segment import _elements
 from spatialdata_segment._request import Request, output_names, resolve
-from spatialdata_segment._segment import execute
+from spatialdata_segment._segment import discard_scratch, execute
 from spatialdata_segment._staging import recover_sdata
-from spatialdata_segment._table import read_metadata
+from spatialdata_segment._table import plain, read_metadata
+from spatialdata_segment._table_merge import UPDATES
 from spatialdata_segment._update import Before, update
 from spatialdata_segment.config import as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
-from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.errors import InputError, MissingError, SegmentationWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+    from spatialdata_segment._region import Region
     from spatialdata_segment.config import Workflow
     from spatialdata_segment.methods.base import Method
 
@@ -68,8 +72,11 @@ def resegment(
         The region, as for `segment`; one of them is needed.
     key_added
         Prefix of the result.
-    channels, shard_size, overlap_px, n_jobs, devices, scratch, resume, progress
+    channels, shard_size, overlap_px, n_jobs, devices, scratch, progress
         As for `segment`.
+    resume
+        Go on from what an earlier run of the same call left: a run that was killed, or, in a store, one that is the
+        last change of the result, which is warned of and left as it is. False: do it again, for other new ids.
     scale, to_coordinate_system
         Those of the result; the region is given in this coordinate system.
     pixel_size
@@ -108,6 +115,74 @@ def resegment(
     executor = Executor(n_jobs)
     if _elements.local_store(sdata) is not None:
         recover_sdata(sdata)
+    ready = ready_to_resegment(
+        sdata,
+        image_key,
+        as_workflow(workflow),
+        executor,
+        roi_key=roi_key,
+        bounding_box=bounding_box,
+        key_added=key_added,
+        channels=channels,
+        scale=scale,
+        to_coordinate_system=to_coordinate_system,
+        pixel_size=pixel_size,
+        shard_size=shard_size,
+        overlap_px=overlap_px,
+        devices=devices,
+    )
+    if resume and ready.is_done and _elements.local_store(sdata) is not None:
+        warnings.warn(
+            f"the last change of {key_added!r} was this call: nothing was segmented again; resume=False does it again",
+            SegmentationWarning,
+            stacklevel=2,
+        )
+        if scratch is None:
+            discard_scratch(sdata, ready.request)
+        return sdata
+    with progress_bars(progress):
+        writer = partial(update, before=ready.before, region=ready.region)
+        execute(sdata, ready.request, executor, scratch=scratch, resume=resume, writer=writer, record="resegment")
+    return sdata
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A checked call.
+
+    Attributes
+    ----------
+    request
+        What is computed: with a wider region, that holds the whole of what may come.
+    region
+        Where cells are replaced.
+    names
+        Elements that are replaced, and their kinds.
+    is_done
+        Whether the last change of the result was the same call: that of a run that was killed as it ended.
+    """
+
+    before: Before
+    request: Request
+    region: Region
+    names: dict[str, str]
+    is_done: bool
+
+
+def ready_to_resegment(
+    sdata: SpatialData,
+    image_key: str,
+    workflow: Workflow,
+    executor: Executor,
+    *,
+    roi_key: str | None,
+    bounding_box: Sequence[float] | None,
+    key_added: str,
+    to_coordinate_system: str,
+    pixel_size: float | Sequence[float] | None,
+    **options: Any,
+) -> Ready:
+    """Check a call of `resegment`, and read the result that it is to change; ``options``: others of `resolve`."""
     if roi_key is None and bounding_box is None:
         raise InputError("neither roi_key nor bounding_box is given: name the region, or segment the whole again")
     before = _before(sdata, key_added)
@@ -115,21 +190,17 @@ def resegment(
     request = resolve(
         sdata,
         image_key,
-        as_workflow(workflow),
-        channels=channels,
-        scale=scale,
+        workflow,
         roi_key=roi_key,
         bounding_box=bounding_box,
         key_added=key_added,
         measure_channels=[] if before.table is None else list(before.table.var_names),
         to_coordinate_system=to_coordinate_system,
         pixel_size=known.get("pixel_size") if pixel_size is None else pixel_size,
-        shard_size=shard_size,
-        overlap_px=overlap_px,
         executor=executor,
-        devices=devices,
         shapes=bool(before.shapes),
         table=True,  # sizes and places are needed, whether there are tables or not
+        **options,
     )
     _check(request, before, known, to_coordinate_system)
     names = {n: kind for n, kind in request.names().items() if n in getattr(sdata, kind)}
@@ -138,10 +209,14 @@ def resegment(
     assert region is not None
     halo = tuple(2 * max(h) for h in zip(*(p.halo for p in request.plans.values()), strict=True))
     wide = replace(request, region=region.widened(halo))
-    with progress_bars(progress):
-        writer = partial(update, before=before, region=region)
-        execute(sdata, wide, executor, scratch=scratch, resume=resume, writer=writer, record="resegment")
-    return sdata
+    return Ready(before, wide, region, names, _is_done(request, known))
+
+
+def _is_done(request: Request, known: Mapping[str, Any]) -> bool:
+    """Tell whether the last entry of a result's updates says what is asked for; a function may have changed since."""
+    last = known.get(UPDATES, [])[-1:]
+    asked = json.loads(json.dumps(request.parameters(), default=plain))
+    return bool(last) and request.workflow.resumable and all(last[0].get(n) == v for n, v in asked.items())
 
 
 def _before(sdata: SpatialData, key_added: str) -> Before:

@@ -258,6 +258,12 @@ def execute(
         folder.clear()
 
 
+def discard_scratch(sdata: SpatialData, request: Request) -> None:
+    """Remove what a run that is through left in its scratch, because it was killed as it ended."""
+    with _scratch(sdata, request, None, True) as folder:
+        folder.clear()
+
+
 @contextmanager
 def _scratch(sdata: SpatialData, request: Request, given: str | Path | None, resume: bool) -> Iterator[Scratch]:
     """Open the scratch; what a failed run finished stays there, unless nobody could go on from it."""

@@ -18,21 +18,26 @@ _CHUNK, _COARSEST = 1024, 2048
 
 
 def open_store(path: str) -> SpatialData:
-    """Open a SpatialData store.
+    """Open a SpatialData store; what a killed run left half in its place is put there whole before.
 
     Raises
     ------
     MissingError, InputError
         If there is none, or it cannot be read.
+    ScratchError
+        If something waits to be put in its place, and the store cannot be written to.
     """
     import spatialdata as sd
 
+    from spatialdata_segment._journal import recover, waits
     from spatialdata_segment._remote import read_remote
 
     if "://" in path:
         return read_remote(path)
     if not Path(path).exists():
         raise MissingError(f"there is no store {path}: expected the folder of a SpatialData store, such as tissue.zarr")
+    if waits(Path(path)):
+        recover(Path(path))
     try:
         return sd.read_zarr(path)
     except Exception as error:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from spatialdata_segment import ExpandNuclei, SizeFilter, ThresholdNuclei, Workflow, pl, segment
-from spatialdata_segment._evidence import crosses, seam_profile
-from spatialdata_segment._results import find_image
+from spatialdata_segment._evidence import crosses, seam_profile, seam_profiles
+from spatialdata_segment._results import find_image, find_result
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.pl._preview import places_of
@@ -158,6 +158,61 @@ def test_cut_objects_stand_out_at_the_seams():
     assert cut.at_seam > 0.9
     assert cut.n_windows == cut.n_possible == 3
     np.testing.assert_array_equal(whole.edges[whole.offset != 0], cut.edges[cut.offset != 0])
+
+
+def test_seams_between_planes_are_told_apart():
+    """What is cut between planes stands out there alone, among lines of planes; what is cut in planes does not."""
+    labels = Tissue((32, 90, 100), seed=3, cell_diameter=20, anisotropy=2).cells().compute().astype(np.int64)
+    chunks, n = ((16, 16), (90,), (50, 50)), labels.max() + 1
+    z, _, x = np.indices(labels.shape)
+    for cut, name in ((z >= 16, "z"), (x >= 50, "y and x")):
+        found = seam_profiles(np.where(labels > 0, labels + n * cut, 0), chunks, 100, np.random.default_rng(0))
+        whole = seam_profiles(labels, chunks, 100, np.random.default_rng(0))
+        assert set(found) == set(whole) == {"z", "y and x"}
+        assert found["z"].offset.tolist() == list(range(-7, 8))
+        assert found[name].at_seam > 0.9
+        assert found[name].deviation > 5 > 4 > abs(whole[name].deviation)
+        (other,) = set(found) - {name}
+        np.testing.assert_array_equal(found[other].edges, whole[other].edges)
+    assert set(seam_profiles(labels, ((16, 16), (90,), (100,)), 100, np.random.default_rng(0))) == {"z"}
+    assert set(seam_profiles(labels, ((4,) * 8, (90,), (50, 50)), 100, np.random.default_rng(0))) == {"y and x"}
+
+
+def test_a_profile_along_z_is_the_count_of_its_rows():
+    """Each window is some rows of the planes near a seam."""
+    rng, rows = np.random.default_rng(1), []
+    labels = rng.integers(0, 3, (20, 30, 40))
+
+    class Noted:
+        def __getitem__(self, at):
+            rows.extend(range(30)[at[1]])
+            assert at[0] == slice(0, 20)
+            assert at[2] == slice(0, 40)
+            return labels[at]
+
+    found = seam_profile(Noted(), ((10, 10), (15, 15), (40,)), 10, rng, axes=(0,))
+    assert rows == sorted(set(rows))
+    assert {14, 29} <= set(rows)  # to the end of the cores' rows
+    for k, edges, pairs in zip(found.offset, found.edges, found.pairs, strict=True):
+        a, b = labels[10 + k - 1, rows], labels[10 + k, rows]
+        assert edges == (a != b).sum()
+        assert pairs == ((a > 0) | (b > 0)).sum()
+
+
+def test_seams_of_a_volume():
+    """The chart has a line for seams in planes and one for those between them, or that of what there is."""
+    volume = Tissue((60, 40, 44), seed=1, cell_diameter=14).to_spatialdata()
+    flow = ThresholdNuclei(object_radius=4)
+    for size, units, grid in ((30 * 40 * 22, "px; along z planes", [2, 1, 2]), (30 * 40 * 44, "planes", [2, 1, 1])):
+        segment(volume, "image", flow, shard_size=size, progress=False, n_jobs=1, overwrite=True)
+        assert find_result(volume, "segmentation").record["plan"]["cell"]["grid"] == grid
+        legend = pl.shards(volume, ax=Figure().add_subplot()).get_legend().get_texts()
+        assert "2 cores along z, cut before planes 30" in [text.get_text() for text in legend]
+        ax = pl.seams(volume, ax=Figure().add_subplot())
+        assert ax.get_xlabel() == f"distance from the seam ({units})"
+        told = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert told[-3:-1] == ["z: lines beside the seams", next(t for t in told if t.startswith("z: at the seams: "))]
+        assert len(told) == 3 * (2 if grid[2] > 1 else 1)
 
 
 def test_seam_profile_is_the_count_over_all_lines():

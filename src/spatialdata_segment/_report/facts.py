@@ -111,7 +111,7 @@ def intensity_facts(result: Result) -> dict[str, list[float]]:
     return {str(c): intensity_quantiles(result, str(c)) for c in result.table.var_names}
 
 
-def remarks(facts: Mapping[str, MaskFacts], result: Result, seam: SeamProfile | None) -> list[str]:
+def remarks(facts: Mapping[str, MaskFacts], result: Result, seams: Mapping[str, SeamProfile]) -> list[str]:
     """Return what somebody should look at first, by plain rules; empty where none holds."""
     said = []
     for mask, of in facts.items():
@@ -136,9 +136,11 @@ def remarks(facts: Mapping[str, MaskFacts], result: Result, seam: SeamProfile | 
                 f"{of.dropped['multinucleated'] / of.candidates:.0%} of the candidate {PLURAL[mask]} are of cells with "
                 "several nuclei: nuclei may be split, or cells merged."
             )
-    if seam is not None and seam.deviation > _SEAM:
+    for name, seam in seams.items():
+        if seam.deviation <= _SEAM:
+            continue
         said.append(
-            f"Borders between labels are more frequent at the seams ({seam.at_seam:.2%}) than beside them "
+            f"Borders between labels are more frequent at the seams along {name} ({seam.at_seam:.2%}) than beside them "
             f"({seam.beside:.2%}): the method does not keep its contract there, or the image has borders of its own at "
             "these places, as a mosaic of tiles has."
         )
@@ -150,6 +152,15 @@ def remarks(facts: Mapping[str, MaskFacts], result: Result, seam: SeamProfile | 
 def spoken(reason: str) -> str:
     """Return a reason as words."""
     return reason.replace("_", " ")
+
+
+def update_rows(metadata: Mapping[str, Any]) -> list[tuple[int, str, int, int, int]]:
+    """Return, for each run on a region and each mask, what went and came, and the last id before."""
+    return [
+        (k, PLURAL[mask], of["replaced"], of["kept"], run["ids_after"])
+        for k, run in enumerate(metadata.get("updates", []), 1)
+        for mask, of in run["counts"].items()
+    ]
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialdata_segment import pl
-from spatialdata_segment._evidence import crosses, seam_profile
+from spatialdata_segment._evidence import crosses, seam_profiles
 from spatialdata_segment._report import art, facts, page
 from spatialdata_segment._report.crops import crop_side, random_crops, worst_crops
 from spatialdata_segment._report.whole import SIDE, Whole
 from spatialdata_segment.pl._dropped import reason_color
 from spatialdata_segment.pl._numbers import masks_of
-from spatialdata_segment.pl._shards import plan_of
+from spatialdata_segment.pl._shards import cuts_along_z, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ class Draft:
         self.facts = facts.mask_facts(result)
         self.deep = len(result.shape) == 3
         self.plan = result.record["plan"].get(result.main) if result.record is not None else None
-        self.seam = self._seam()
+        self.seams = self._seams()
 
     def subtitle(self) -> str:
         """Return the line below the title."""
@@ -96,7 +96,7 @@ class Draft:
             numbers += [(_duration(record["seconds"]), "to segment")]
             if "memory_bytes" in record:
                 numbers += [(f"{record['memory_bytes'] / 1e9:.2f} GB", "of memory at most")]
-        remarks = facts.remarks(self.facts, self.result, self.seam)
+        remarks = facts.remarks(self.facts, self.result, self.seams)
         look = page.paragraph("Look here first:") + page.bullets(remarks, "remarks") if remarks else ""
         return page.tiles(numbers) + look
 
@@ -216,15 +216,20 @@ class Draft:
                 f"{text}. White: borders of cores. Dashed: what one core reads. Orange: cores that looked again, "
                 "farther. Red: cores with objects on which neighbours disagreed. Points: kept objects over a border."
             )
+            if along := cuts_along_z(self.plan):
+                caption += f" The volume is seen from above: {along}."
             pictures.append(page.figure(image, text, caption))
-        if self.seam is not None:
+        if self.seams:
             draw = partial(pl.seams, self.result.sdata, key=self.result.key, n_windows=_WINDOWS, rng=self._seam_seed)
             text = "Share of pairs of pixels that differ, by their distance from the seams"
             caption = (
-                f"Where labels differ across lines along the seams and beside them, in {self.seam.n_windows:,} of "
-                f"{self.seam.n_possible:,} windows along them. A seam that cut objects would stand out at 0: it is "
-                f"{self.seam.at_seam:.2%} there and {self.seam.beside:.2%} beside, "
-                f"{abs(self.seam.deviation):.1f} standard deviations apart."
+                "Where labels differ across lines along the seams and beside them. A seam that cut objects would stand "
+                "out at 0. "
+            ) + " ".join(
+                f"Seams along {name}: {seam.at_seam:.2%} there and {seam.beside:.2%} beside, "
+                f"{abs(seam.deviation):.1f} standard deviations apart, in {seam.n_windows:,} of {seam.n_possible:,} "
+                "windows."
+                for name, seam in self.seams.items()
             )
             pictures.append(page.figure(art.chart_svg(draw, text, "seams"), text, caption, zooms=False))
         return html + (f'<div class="pair">{"".join(pictures)}</div>' if pictures else "")
@@ -241,11 +246,14 @@ class Draft:
 
     def _parameters(self) -> str:
         metadata = self.result.metadata
-        shown = {n: v for n, v in metadata.items() if n not in ("versions", "counts", "statistics")}
+        shown = {n: v for n, v in metadata.items() if n not in ("versions", "counts", "statistics", "updates")}
         rows = [row for row in facts.flat(shown) if row[1] != "none"]
         html = page.table(["name", "value"], rows, "What decided the result; what is not set is in the JSON below")
         if statistics := [row for row in facts.flat(metadata.get("statistics", {})) if row[1] != "none"]:
             html += page.table(["name", "value"], statistics, "Statistics of the whole image that the methods used")
+        if again := facts.update_rows(metadata):
+            told = "Regions that were segmented again, by runs; their workflows are in the JSON below"
+            html += page.table(["run", "", "went", "came", "new ids after"], again, told)
         whole = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False)
         return html + page.details("All of it as JSON", whole)
 
@@ -270,14 +278,14 @@ class Draft:
         }
         return html + page.table(["", ""], told.items(), "The run")
 
-    def _seam(self) -> SeamProfile | None:
+    def _seams(self) -> dict[str, SeamProfile]:
         """Return how labels differ at the seams and beside them, where there are seams."""
         self._seam_seed = int(self.rng.integers(1 << 31))
         if self.plan is None:
-            return None
+            return {}
         mask, plan, _ = plan_of(self.result, None)
         draw = np.random.default_rng(self._seam_seed)
-        return seam_profile(self.result.labels[mask].arrays[0], plan["chunks"], _WINDOWS, draw)
+        return seam_profiles(self.result.labels[mask].arrays[0], plan["chunks"], _WINDOWS, draw)
 
     def _chart(self, draw: Any) -> Any:
         return partial(draw, self.result.sdata, key=self.result.key)

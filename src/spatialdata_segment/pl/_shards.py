@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment._evidence import crosses, seam_profile
+from spatialdata_segment._evidence import ALONG_Z, IN_PLANE, SeamProfile, crosses, seam_profiles
 from spatialdata_segment._results import Result, find_image, find_result
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.pl._charts import _axes
@@ -14,11 +14,14 @@ from spatialdata_segment.pl._draw import COLORS
 from spatialdata_segment.pl._overlay import overlay
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
 AGAIN, DISPUTED = "#ff8c3b", "#ff5252"
 _MOST_POINTS = 20_000
+_MOST_CUTS = 4
 
 
 def shards(
@@ -48,7 +51,7 @@ def shards(
     -------
     The axes, in pixels: cores, the window that the middle one of them reads, cores that ran again with a larger halo,
     those with objects on which neighbours disagreed, and the kept objects that several cores share (at most 20,000).
-    Of a volume seen along z.
+    Of a volume seen along z; where it is cut along z as well, the legend says before which planes.
 
     Raises
     ------
@@ -88,34 +91,52 @@ def seams(
     sdata, key, mask, ax
         As for :func:`shards`.
     n_windows
-        Windows of labels (512 x 48 px) along the seams that are read, at most.
+        Windows of labels (512 x 48 px) along the seams that are read, at most; of a volume as many again along the
+        seams between planes.
     rng
         A seed or a generator: which windows.
 
     Returns
     -------
-    The axes. Seams that cut objects would stand out at 0.
+    The axes. Seams that cut objects would stand out at 0. Of a volume the seams along z are drawn by themselves, by
+    their distance in planes: labels differ more from plane to plane than from pixel to pixel.
 
     Raises
     ------
     MissingError
         If there is no such result, or the record of its run is not known.
     InputError
-        If the image was segmented in one piece, or in cores of less than 8 px.
+        If the image was segmented in one piece, or in cores of less than 8 px (or planes).
     """
     result = find_result(sdata, key)
     mask, plan, _ = plan_of(result, mask)
-    found = seam_profile(result.labels[mask].arrays[0], plan["chunks"], n_windows, np.random.default_rng(rng))
-    if found is None:
+    found = seam_profiles(result.labels[mask].arrays[0], plan["chunks"], n_windows, np.random.default_rng(rng))
+    if not found:
         raise InputError(f"the run of {key!r} has no seams: its cores are {plan['chunks']}")
     ax = _axes(ax)
-    ax.plot(found.offset, 100 * found.share, color="#4c9be8", marker=".", linewidth=1, label="lines beside the seams")
-    ax.plot([0], [100 * found.at_seam], "o", color="#d62728", label=f"at the seams: {100 * found.at_seam:.2f} %")
-    ax.axhline(100 * found.beside, color="#888888", linestyle=":", label=f"mean beside: {100 * found.beside:.2f} %")
-    ax.set(xlabel="distance from the seam (px)", ylabel="pairs of pixels\nthat differ (%)")
+    for name, profile in found.items():
+        _draw_profile(ax, profile, _PROFILES[name], "" if len(plan["chunks"]) == 2 else f"{name}: ")
+    unit = {(IN_PLANE,): "px", (ALONG_Z,): "planes"}.get(tuple(found), "px; along z planes")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel=f"distance from the seam ({unit})", ylabel="pairs of pixels\nthat differ (%)")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize="small", frameon=False)
     return ax
+
+
+_PROFILES = {IN_PLANE: ("#4c9be8", "."), ALONG_Z: ("#2ca02c", "^")}
+"""Colour and marker."""
+
+
+def _draw_profile(ax: Axes, found: SeamProfile, style: tuple[str, str], name: str) -> None:
+    color, marker = style
+    beside, at = f"{name}mean beside: {100 * found.beside:.2f} %", f"{name}at the seams: {100 * found.at_seam:.2f} %"
+    ax.plot(
+        found.offset, 100 * found.share, color=color, marker=marker, markersize=4, linewidth=1,
+        label=f"{name}lines beside the seams",
+    )  # fmt: skip
+    ax.plot([0], [100 * found.at_seam], marker.replace(".", "o"), color="#d62728", label=at)
+    ax.axhline(100 * found.beside, color=color if name else "#888888", linestyle=":", label=beside)
 
 
 def plan_of(result: Result, mask: str | None) -> tuple[str, dict[str, Any], dict[str, dict[str, int]]]:
@@ -148,6 +169,8 @@ def draw_shards(
 ) -> None:
     """Draw what :func:`shards` draws above the image; ``size`` of the points, in square points."""
     _draw_cores(ax, plan, places)
+    if text := cuts_along_z(plan):
+        ax.plot([], [], linestyle="none", label=text)
     rows = result.candidates_of(mask)
     rows = rows[rows["is_kept"].to_numpy(bool)]
     over = rows[crosses(rows, plan["chunks"])]
@@ -156,6 +179,13 @@ def draw_shards(
     ax.scatter(
         x, y, s=size, color=COLORS.get(mask, "white"), linewidths=0, label=f"{len(over):,} objects over a border"
     )
+
+
+def cuts_along_z(plan: Mapping[str, Any]) -> str:
+    """Return where a volume is cut between planes, which no map of the plane shows; empty where it is not."""
+    ends = np.cumsum(plan["chunks"][0])[:-1].tolist() if len(plan["chunks"]) == 3 else []
+    few = ", ".join(map(str, ends)) if len(ends) <= _MOST_CUTS else f"{ends[0]}, {ends[1]} ... {ends[-1]}"
+    return f"{len(ends) + 1} cores along z, cut before planes {few}" if ends else ""
 
 
 def _draw_cores(ax: Axes, plan: dict[str, Any], places: dict[str, dict[str, int]]) -> None:
@@ -168,11 +198,14 @@ def _draw_cores(ax: Axes, plan: dict[str, Any], places: dict[str, dict[str, int]
     again = {int(i) for i in places.get("again", {})}
     disputed = {int(i) for what in ("twins", "adopted") for i in places.get(what, {})}
     named: set[str] = set()
-    for index in sorted(again | disputed):
-        row, column = np.unravel_index(index, plan["grid"])[-2:]
-        color = DISPUTED if index in disputed else AGAIN
-        text = "cores with objects in dispute" if index in disputed else "cores that looked again, farther"
-        number = len(disputed) if index in disputed else len(again - disputed)
+    shown: dict[tuple[int, int], bool] = {}  # of cores behind one another: whether any has objects in dispute
+    for index in again | disputed:
+        row, column = map(int, np.unravel_index(index, plan["grid"])[-2:])
+        shown[row, column] = shown.get((row, column), False) or index in disputed
+    for (row, column), is_disputed in sorted(shown.items()):
+        color = DISPUTED if is_disputed else AGAIN
+        text = "cores with objects in dispute" if is_disputed else "cores that looked again, farther"
+        number = len(disputed) if is_disputed else len(again - disputed)
         ax.add_patch(
             Rectangle(
                 (xs[column], ys[row]),
