@@ -17,7 +17,7 @@ from spatialdata_segment._dry_run import dry_decode, dry_predict, dry_run
 from spatialdata_segment._infer.command import do_infer as do_infer
 from spatialdata_segment._infer.command import fill_infer as fill_infer
 from spatialdata_segment._maps import read_manifest
-from spatialdata_segment._options import add_options, given
+from spatialdata_segment._options import add_dry_run, add_options, given
 from spatialdata_segment._phases import decode, predict
 from spatialdata_segment._preview import PLANNED, plan
 from spatialdata_segment._report.make import report
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 def fill_run(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``run``."""
     _add_stores(parser)
-    _add_dry_run(parser)
+    add_dry_run(parser)
     add_options(parser, segment, segment)
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write a report of the result, an HTML file, as well"
@@ -72,7 +72,7 @@ def fill_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="KEY", help="name of the image in it (default: the only one)")
     _add_workflow(parser)
     parser.add_argument("--maps", required=True, metavar="DIR", help="folder to write: new, or of an earlier call")
-    _add_dry_run(parser)
+    add_dry_run(parser)
     add_options(parser, predict, segment)
     _add_cluster(parser)
 
@@ -84,7 +84,7 @@ def fill_decode(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--store", help="write into this store, such as the image's own: then intensities are measured")
     where.add_argument("--output", metavar="STORE", help="the same; where it is not there, an empty one is made")
     parser.add_argument("--workflow", metavar="NAME|FILE", help="with other thresholds (default: that of predict)")
-    _add_dry_run(parser)
+    add_dry_run(parser)
     add_options(parser, decode, segment)
     _add_cluster(parser)
 
@@ -115,10 +115,6 @@ def _add_workflow(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="a workflow by name, or a file (.yaml) with the parameters of a Workflow (default: dapi)",
     )
-
-
-def _add_dry_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
