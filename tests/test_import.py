@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import pickle
 
 import dask.array as da
@@ -19,6 +21,7 @@ from spatialdata.transformations import Affine, Scale
 
 from spatialdata_segment import (
     SizeFilter,
+    _raster,
     add_labels,
     add_polygons,
     filter_labels,
@@ -368,3 +371,82 @@ def test_an_import_has_no_configuration(labels):
     add_labels(sdata, labels, "image", progress=False)
     with pytest.raises(InputError, match=r"imported from .*: no workflow made it"):
         saved_configuration(sdata)
+
+
+@pytest.mark.parametrize("name", ["labels", "polygons", "labels beyond 32 bits"])
+@pytest.mark.parametrize("renumber", [False, True])
+def test_labels_are_read_once(labels, tmp_path, monkeypatch, name, renumber):
+    """Whatever is measured and written of them: outlines, tables, pyramid; wide ids alone are found on the way."""
+    seen = []
+
+    def load(block: np.ndarray) -> np.ndarray:
+        seen.append(block.shape)
+        return block
+
+    paint = _raster._paint_block
+
+    @functools.wraps(paint)  # dask looks for block_info
+    def drawn(**given):
+        seen.append(given)
+        return paint(**given)
+
+    monkeypatch.setattr(_raster, "_paint_block", drawn)
+    image = np.where(labels > 0, labels + np.int64(2**40), 0) if name.endswith("bits") else labels
+    sdata = new(scale_factors=[2])
+    if name == "polygons":
+        monkeypatch.setattr(_raster.Drawing.draw, "__defaults__", (40, None))
+        add_polygons(sdata, outlines(labels), "image", renumber=renumber, progress=False)
+        n_blocks = 3 * 4
+    else:
+        lazy = da.from_array(image, chunks=40).map_blocks(load, dtype=image.dtype, meta=image[:0, :0])
+        add_labels(sdata, lazy, "image", renumber=renumber, progress=False)
+        n_blocks = lazy.npartitions
+    expected = np.argsort(np.argsort(np.unique(labels))) if renumber else np.unique(image)
+    assert set(np.unique(written(sdata))) == set(expected)
+    if name.endswith("bits"):
+        assert n_blocks < len(seen) <= 3 * n_blocks
+    else:
+        assert len(seen) == n_blocks
+
+
+@pytest.mark.parametrize("what", ["labels", "polygons"])
+def test_import_dry_run(labels, tmp_path, what, capsys):
+    new().write(tmp_path / "a.zarr")
+    store = str(tmp_path / "a.zarr")
+    write_label_tiff(tmp_path / "labels.tif", labels)
+    write_parquet(tmp_path / "polygons.parquet", outlines(labels))
+    file = next(tmp_path.glob(f"{what}.*"))
+    command = ["import", store, f"--{what}", str(file), "--quiet"]
+    before = tree(tmp_path)
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "labels of 96 x 140 px, uint32" in shown
+    assert shown.endswith("dry run: nothing was run or written\n")
+    assert main([*command, "--dry-run", "--json", "--no-shapes", "--kind", "nucleus"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["result"]["plans"]
+    assert plan["of"] == f"{store} image"
+    assert plan["shape"] == list(SHAPE)
+    assert plan["n_polygons"] == (None if what == "labels" else len(outlines(labels)))
+    assert (plan["memory_bytes_per_cell"] > 0) == (what == "labels")
+    assert sorted(plan["outputs"]) == ["segmentation_candidates", "segmentation_nucleus_labels", "segmentation_table"]
+    for wrong in (
+        ["--image", "none"], ["--scale", "scale7"], ["--pixel-size", "-1"], ["--measure-channels", "CD8"],
+        ["--to-coordinate-system", "none"], ["--key-added", "a b"],
+    ):  # fmt: skip
+        assert main([*command, *wrong, "--dry-run"]) == 2
+        assert capsys.readouterr().err.startswith("spatialdata-segment: error: ")
+    assert tree(tmp_path) == before
+    assert main([*command]) == 0
+    before = tree(tmp_path)
+    assert main([*command, "--dry-run"]) == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert main([*command, "--dry-run", "--overwrite"]) == 0
+    write_label_tiff(tmp_path / "labels.tif", labels[1:])
+    (tmp_path / "polygons.parquet").write_bytes(b"none")
+    assert main([*command, "--dry-run", "--overwrite"]) == 2
+    assert tree(tmp_path / "a.zarr") == {k: v for k, v in before.items() if "a.zarr" in str(k)}
+
+
+def tree(folder):
+    """Return names and contents of all files below."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}

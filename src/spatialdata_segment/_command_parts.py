@@ -36,11 +36,6 @@ def add_workflow(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    """Add the option of dry runs."""
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
-
-
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Add the options of workers."""
     group = parser.add_argument_group("workers")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from spatialdata_segment import _elements
 from spatialdata_segment._command_parts import (
     add_cluster,
-    add_dry_run,
     add_workflow,
     check_report,
     cluster_config,
@@ -24,7 +23,7 @@ from spatialdata_segment._dry_run import dry_decode, dry_predict, dry_run
 from spatialdata_segment._infer.command import do_infer as do_infer
 from spatialdata_segment._infer.command import fill_infer as fill_infer
 from spatialdata_segment._maps import read_manifest
-from spatialdata_segment._options import add_options, given
+from spatialdata_segment._options import add_dry_run, add_options, given
 from spatialdata_segment._phases import decode, predict
 from spatialdata_segment._preview import PLANNED, plan
 from spatialdata_segment._report.make import report

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._preview import RunPlan
     from spatialdata_segment._targets import Target
     from spatialdata_segment.config import Workflow
+    from spatialdata_segment.formats._plan import OutputPlan
 
 _NOT_CHECKED = "overwrite", "resume", "progress", "scratch", "n_jobs", "keep_maps"
 
@@ -54,7 +55,7 @@ def dry_run(args: argparse.Namespace, targets: Sequence[Target], *, two_phases: 
             if scratch is not None and not isinstance(scratch, Shared):
                 folder = Path(scratch).resolve() / ("" if len(target.flows) == 1 else key)
                 check_free(folder, request.fingerprint(), resume=options.get("resume", True))
-            _tell(args, f"{target.store} {key}", plan_of(request, executor))
+            tell_plan(args, f"{target.store} {key}", plan_of(request, executor))
 
     return each(targets, check)
 
@@ -71,7 +72,7 @@ def dry_predict(args: argparse.Namespace, target: Target, key: str, flow: str | 
     check_free(
         folder, maps_fingerprint(request), resume=not overwrite, what="folder of maps", discards="overwrite=True"
     )
-    _tell(args, f"{target.store} {key}", replace(plan_of(request, executor), outputs={args.maps: "maps"}))
+    tell_plan(args, f"{target.store} {key}", replace(plan_of(request, executor), outputs={args.maps: "maps"}))
 
 
 def dry_decode(args: argparse.Namespace, workflow: str | Workflow | None) -> None:
@@ -87,7 +88,7 @@ def dry_decode(args: argparse.Namespace, workflow: str | Workflow | None) -> Non
         args.maps, target, workflow, executor, scratch=options.get("scratch"), **_defaults(decode, taken)
     )
     _elements.check_outputs(target, ready.request.names(), options.get("overwrite", False))
-    _tell(args, f"{args.maps} to {store}", plan_of(ready.request, executor))
+    tell_plan(args, f"{args.maps} to {store}", plan_of(ready.request, executor))
 
 
 def dry_resegment(
@@ -101,7 +102,7 @@ def dry_resegment(
     ready = ready_to_resegment(target.sdata, key, as_workflow(flow), executor, **_defaults(resegment, taken))
     if (scratch := options.get("scratch")) is not None:
         check_free(Path(scratch).resolve(), ready.request.fingerprint(), resume=options.get("resume", True))
-    _tell(args, f"{target.store} {key}", replace(plan_of(ready.request, executor), outputs=ready.names))
+    tell_plan(args, f"{target.store} {key}", replace(plan_of(ready.request, executor), outputs=ready.names))
 
 
 def _executor(args: argparse.Namespace, options: dict[str, Any]) -> Executor:
@@ -115,6 +116,7 @@ def _defaults(function: Callable[..., Any], taken: dict[str, Any]) -> dict[str, 
     return {k: v for k, v in every if k not in (*_NOT_CHECKED, "sdata", "workflow")} | taken
 
 
-def _tell(args: argparse.Namespace, what: str, plan: RunPlan) -> None:
+def tell_plan(args: argparse.Namespace, what: str, plan: RunPlan | OutputPlan) -> None:
+    """Print a plan, and put it into the summary."""
     args.summary.setdefault("plans", []).append({"of": what, **asdict(plan)})
     print(f"{what}: {plan}\ndry run: nothing was run or written")

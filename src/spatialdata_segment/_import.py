@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,13 +12,10 @@ import numpy as np
 import shapely
 
 from spatialdata_segment import _elements
-from spatialdata_segment._masks import measure_objects, relabel
+from spatialdata_segment._importing import Grid, Options, Ready
 from spatialdata_segment._polygons import as_planes, ndim_of
 from spatialdata_segment._raster import Drawing
-from spatialdata_segment._request import checked_pixel_size, leftovers, output_names
-from spatialdata_segment._verbs import Result, recover_and_check, write_result
-from spatialdata_segment.core.matching import Fate, Resolution, Rules, resolve
-from spatialdata_segment.core.measure import locate
+from spatialdata_segment._verbs import recover_store
 from spatialdata_segment.errors import InputError, SegmentationWarning
 from spatialdata_segment.formats._frames import Cells
 from spatialdata_segment.formats._read import read_polygons
@@ -26,14 +23,15 @@ from spatialdata_segment.formats._read_labels import read_labels
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import dask.array as da
     import xarray as xr
     from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
 
-    from spatialdata_segment.core.objects import Objects
+_PER_POINT = 32
+"""Bytes of a point of an outline."""
 
 
 def add_labels(
@@ -55,7 +53,8 @@ def add_labels(
 ) -> SpatialData:
     """Add a label image of any program to an object, with the outlines and tables that `segment` would write.
 
-    Labels are read block by block, a few times; memory is that of the blocks in flight and O(objects).
+    Labels are read once, block by block (ids beyond 32 bits: twice), and what is measured is read from what is written;
+    memory is that of the blocks in flight and O(objects).
 
     Parameters
     ----------
@@ -86,15 +85,21 @@ def add_labels(
     MissingError, ExistsError, InputError
         Before anything is written, but for pixels that are no labels.
     """
-    task = _Import.of(sdata, image_key, scale, kind, renumber, measure_channels, key_added, to_coordinate_system)
-    pixels, source = _labels(sdata, labels)
-    if pixels.shape != task.ref.pyramid[0]:
-        raise InputError(
-            f"labels {source} of shape {pixels.shape} do not lie on the grid of image {image_key!r} at {scale!r}: "
-            f"expected the shape {task.ref.pyramid[0]}, or another scale="
-        )
-    written = _Written(pixel_size, shapes, table, overwrite, progress)
-    return task.run(sdata, pixels, {"labels": source}, None, written)
+    options = Options(
+        scale=scale,
+        kind=kind,
+        renumber=renumber,
+        measure_channels=measure_channels,
+        key_added=key_added,
+        to_coordinate_system=to_coordinate_system,
+        pixel_size=pixel_size,
+        shapes=shapes,
+        table=table,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    recover_store(sdata)
+    return ready_labels(sdata, labels, image_key, options).run()
 
 
 def add_polygons(
@@ -144,22 +149,56 @@ def add_polygons(
     MissingError, ExistsError, InputError
         Before anything is written.
     """
-    task = _Import.of(sdata, image_key, scale, kind, renumber, measure_channels, key_added, to_coordinate_system)
-    frame, source = _polygons(sdata, polygons, task.ref, to_coordinate_system)
+    options = Options(
+        scale=scale,
+        kind=kind,
+        renumber=renumber,
+        measure_channels=measure_channels,
+        key_added=key_added,
+        to_coordinate_system=to_coordinate_system,
+        pixel_size=pixel_size,
+        shapes=shapes,
+        table=table,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    recover_store(sdata)
+    return ready_polygons(sdata, polygons, image_key, options).run()
+
+
+def ready_labels(sdata: SpatialData, labels: Any, image_key: str, options: Options) -> Ready:
+    """Open and check all that `add_labels` needs, and write nothing; it raises what that does."""
+    grid = Grid.of(sdata, image_key, options)
+    pixels, source = _labels(sdata, labels)
+    shape = grid.image.pyramid[0]
+    if pixels.shape != shape:
+        raise InputError(
+            f"labels {source} of shape {pixels.shape} do not lie on the grid of image {image_key!r} at "
+            f"{options.scale!r}: expected the shape {shape}, or another scale="
+        )
+    return Ready(sdata, grid, options, {"labels": source}, pixels, None, 0)
+
+
+def ready_polygons(sdata: SpatialData, polygons: Any, image_key: str, options: Options) -> Ready:
+    """Read and check all that `add_polygons` needs, and write nothing; it raises what that does."""
+    grid = Grid.of(sdata, image_key, options)
+    frame, source = _polygons(sdata, polygons, grid.image, options.to_coordinate_system)
     try:
         cells = Cells.of(frame)
     except InputError as error:
         raise InputError(f"polygons {source}: {error}") from error
-    if (cells.z is None) != (len(task.ref.pyramid[0]) == 2):
+    shape = grid.image.pyramid[0]
+    if (cells.z is None) != (len(shape) == 2):
         has = "no column z_index" if cells.z is None else "a column z_index"
         raise InputError(
-            f"polygons {source} have {has}, and image {image_key!r} has the shape {task.ref.pyramid[0]}: expected it "
-            "for volumes alone"
+            f"polygons {source} have {has}, and image {image_key!r} has the shape {shape}: expected it for volumes "
+            "alone"
         )
     cells = _repaired(cells, source)
-    drawn = Drawing.of(cells.frame()).draw(task.ref.pyramid[0])
-    written = _Written(pixel_size, shapes, table, overwrite, progress)
-    return task.run(sdata, drawn, {"polygons": source}, cells, written)
+    drawing = Drawing.of(cells.frame())
+    points = int(shapely.get_num_coordinates(cells.geometry).sum())
+    held = drawing.nbytes + _PER_POINT * points
+    return Ready(sdata, grid, options, {"polygons": source}, drawing.draw(shape), cells, held)
 
 
 def _repaired(cells: Cells, source: str) -> Cells:
@@ -172,7 +211,7 @@ def _repaired(cells: Cells, source: str) -> Cells:
     warnings.warn(
         f"{len(wrong)} polygons of {source} crossed themselves and were repaired, such as id {cells.ids[wrong[0]]}",
         SegmentationWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return replace(cells, geometry=geometry)
 
@@ -199,115 +238,3 @@ def _polygons(sdata: SpatialData, polygons: Any, ref: _elements.ImageRef, system
     if isinstance(polygons, str | Path):
         return read_polygons(polygons), str(polygons)
     return polygons, type(polygons).__name__
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What is to be written, and how."""
-
-    pixel_size: float | Sequence[float] | None
-    shapes: bool
-    table: bool
-    overwrite: bool
-    progress: bool
-
-
-@dataclass(frozen=True)
-class _Import:
-    """Where cells lie, and what they become."""
-
-    ref: _elements.ImageRef
-    kind: str
-    renumber: bool
-    channels: tuple[int, ...]
-    key_added: str
-    system: str
-
-    @classmethod
-    def of(
-        cls,
-        sdata: SpatialData,
-        image_key: str,
-        scale: str,
-        kind: str,
-        renumber: bool,
-        channels: Sequence[str | int] | str | int | None,
-        key_added: str,
-        system: str,
-    ) -> _Import:
-        """Check it."""
-        if kind not in ("nucleus", "cell"):
-            raise InputError(f"kind={kind!r}: expected 'nucleus' or 'cell'")
-        ref = _elements.read_image(sdata, image_key, scale)
-        at = _elements.resolve_channels(ref, ref.channels if channels is None else channels)
-        return cls(ref, kind, renumber, at, key_added, system)
-
-    def run(
-        self, sdata: SpatialData, pixels: da.Array, source: Mapping[str, str], cells: Cells | None, to: _Written
-    ) -> SpatialData:
-        """Measure labels and write them; with polygons, where these were given."""
-        size = checked_pixel_size(to.pixel_size, pixels.ndim)
-        names = output_names(self.key_added, (self.kind,), to.shapes, to.table)
-        recover_and_check(sdata, names, to.overwrite)
-        objects = measure_objects(pixels)
-        resolution, fate = self._keep(objects)
-        result = Result(
-            {self.kind: _relabelled(pixels, fate, resolution.dtype)},
-            {self.kind: objects},
-            resolution,
-            _elements.LabelsRef(self.ref.key, self.ref.data[0], self.ref.transformations, self.ref.pyramid),
-            {"imported": {**source, "image": self.ref.key, "scale": self.ref.scale, "renumber": self.renumber}},
-            [name for name in leftovers(self.key_added, names) if to.overwrite],
-            {},
-            {} if cells is None else {self.kind: _outlines(cells, fate)},
-            {} if cells is None else _names(cells, objects),
-        )
-        image = (self.ref.data.data[list(self.channels)], [self.ref.channels[i] for i in self.channels])
-        area = None if size is None else float(np.prod(size))
-        return write_result(sdata, result, image, self.key_added, self.system, area, to.shapes, to.table, to.progress)
-
-    def _keep(self, objects: Objects) -> tuple[Resolution, Fate]:
-        """Keep every object, under its own id or a new one."""
-        is_cell, rules = self.kind == "cell", Rules(match_masks=False)
-        found = resolve(None, objects, None, rules) if is_cell else resolve(objects, None, None, rules)
-        fate = found.cell if is_cell else found.nucleus
-        assert fate is not None
-        if self.renumber:
-            return found, fate
-        kept, largest = replace(fate, final_id=fate.ids), int(fate.ids.max(initial=0))
-        return (Resolution(None, kept, largest) if is_cell else Resolution(kept, None, largest)), kept
-
-
-def _relabelled(pixels: da.Array, fate: Fate, dtype: np.dtype[np.unsignedinteger]) -> da.Array:
-    if np.array_equal(fate.ids, fate.final_id):
-        kept: da.Array = pixels.astype(dtype)
-        return kept
-    return relabel(pixels, *fate.mapping, dtype)
-
-
-def _outlines(cells: Cells, fate: Fate) -> gpd.GeoDataFrame:
-    """Return the polygons of the cells that have pixels, under their final ids."""
-    at, found = locate(fate.ids, cells.ids)
-    left = np.unique(cells.ids[~found])
-    if len(left):
-        warnings.warn(
-            f"{len(left)} polygons have no pixel of their own (outside of the image, covered by others, or too small), "
-            f"and are left out; the first is {left[0]}",
-            SegmentationWarning,
-            stacklevel=4,
-        )
-    rows = np.flatnonzero(found)
-    final = fate.final_id[at[rows]]
-    order = np.argsort(final, kind="stable") if cells.z is None else np.lexsort((final, cells.z[rows]))
-    rows, final = rows[order], final[order]
-    z = None if cells.z is None else cells.z[rows]
-    columns = cells.columns.iloc[rows].reset_index(drop=True)
-    return Cells(cells.geometry[rows], final, z, columns).frame()
-
-
-def _names(cells: Cells, objects: Objects) -> dict[str, NDArray[Any]]:
-    """Return the names of objects, where their polygons have any."""
-    if "name" not in cells.columns:
-        return {}
-    ids, first = np.unique(cells.ids, return_index=True)
-    return {"name": cells.columns["name"].to_numpy()[first[np.searchsorted(ids, objects.ids)]]}

@@ -96,6 +96,17 @@ def given(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, A
     return {name: getattr(args, name) for name in names if name not in _ELSEWHERE and hasattr(args, name)}
 
 
+def given_or_default(function: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Return `given`, and the defaults of what the command line does not have."""
+    defaults = {k: v for k, v in (function.__kwdefaults__ or {}).items() if k not in _ELSEWHERE}
+    return defaults | given(function, args)
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--dry-run``."""
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
+
+
 def descriptions(function: Callable[..., Any]) -> dict[str, str]:
     """Return what the section "Parameters" of a numpy docstring says of each."""
     found = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", f"{inspect.getdoc(function)}\n", re.M | re.S)

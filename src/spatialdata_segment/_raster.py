@@ -28,6 +28,8 @@ _BLOCK = 4096
 """Joining larger blocks costs less: fresh memory comes in huge pages."""
 _BATCH = 1 << 12
 """Geometries that are taken apart at once: what they point to stays in the cache."""
+_PER_POLYGON = 24
+"""Bytes of a polygon's label, and of the blocks that it may have pixels in."""
 
 
 def polygons_to_labels(
@@ -138,6 +140,18 @@ class Drawing:
 
     def __len__(self) -> int:
         return len(self.rings)
+
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """Type of the labels: uint32, or uint64 where an id needs it."""
+        return _dtype(None, int(self.ids.max(initial=0)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held while the polygons are drawn."""
+        rings = self.rings
+        arrays = rings.points, rings.ring_stop, rings.stop, rings.bounds, self.ids, self.z
+        return sum(a.nbytes for a in arrays if a is not None) + _PER_POLYGON * len(self)
 
     def shape(self) -> tuple[int, ...]:
         """Return the least shape that holds all pixels of the polygons."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment._command_parts import (
     add_cluster,
-    add_dry_run,
     check_report,
     cluster_config,
     tell,
@@ -16,7 +15,7 @@ from spatialdata_segment._command_parts import (
     wrote_script,
 )
 from spatialdata_segment._dry_run import dry_resegment
-from spatialdata_segment._options import add_options, given
+from spatialdata_segment._options import add_dry_run, add_options, given
 from spatialdata_segment._report.make import report
 from spatialdata_segment._resegment import resegment
 from spatialdata_segment._segment import segment

@@ -158,6 +158,11 @@ class Staging:
             levels = _ngff.stretch(folder, pyramid, chunks)
             return zarr.open_array(levels[0], mode="r+", config={"write_empty_chunks": True})  # writers know better
 
+    def drop_labels(self, name: str) -> None:
+        """Forget staged labels that are not finished, so that they can be staged anew."""
+        shutil.rmtree(self._stage / _journal.NEW / "labels" / name)
+        del self._open[name]
+
     def finish_labels(self, name: str) -> None:
         """Build the coarser levels of staged labels from the disk, chunk by chunk."""
         if name not in self._open:

@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import dask.array as da
 import numpy as np
 
 from spatialdata_segment import _elements
-from spatialdata_segment._masks import filter_label_array, match_label_arrays, measure_intensities
-from spatialdata_segment._polygons import labels_to_polygons
+from spatialdata_segment._masks import filter_label_array, match_label_arrays
 from spatialdata_segment._request import checked_pixel_size, leftovers, output_names
-from spatialdata_segment._staging import Staging, recover_sdata
-from spatialdata_segment._table import candidates_table, cells_table
-from spatialdata_segment._write import CHUNK, warn_if_empty
-from spatialdata_segment.core.matching import Fate, Resolution, Rules
+from spatialdata_segment._staging import recover_sdata
+from spatialdata_segment._write_masks import Result, Wanted, write_result
+from spatialdata_segment.core.matching import Resolution, Rules
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import geopandas as gpd
-    from numpy.typing import NDArray
+    import dask.array as da
     from spatialdata import SpatialData
 
     from spatialdata_segment.config import SizeFilter
-    from spatialdata_segment.core.objects import Objects
-
-
-@dataclass(frozen=True)
-class Result:
-    """Relabelled masks, their candidates, what goes along into the tables, what they replace, their sources.
-
-    ``outlines``: those that there are already, by mask. ``extra``: columns of the table, of all candidates.
-    """
-
-    labels: dict[str, da.Array]
-    objects: dict[str, Objects]
-    resolution: Resolution
-    like: _elements.LabelsRef
-    parameters: dict[str, Any]
-    stale: list[str]
-    sources: dict[str, str]
-    outlines: Mapping[str, gpd.GeoDataFrame] = field(default_factory=dict)
-    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    def fate(self, mask: str) -> Fate:
-        fate = self.resolution.nucleus if mask == "nucleus" else self.resolution.cell
-        assert fate is not None
-        return fate
 
 
 def match_nuclei(
@@ -120,7 +91,6 @@ def match_nuclei(
     recover_and_check(sdata, names, overwrite)
     matched = match_label_arrays(nuclei.data.data, cells.data.data, rules)
     result = Result(
-        {"nucleus": matched.nuclei, "cell": matched.cells},
         {"nucleus": matched.nucleus_objects, "cell": matched.cell_objects},
         matched.resolution,
         cells,
@@ -128,9 +98,8 @@ def match_nuclei(
         _stale(key_added, names, (nucleus_labels_key, cell_labels_key), overwrite),
         {"nucleus": nucleus_labels_key, "cell": cell_labels_key},
     )
-    return write_result(
-        sdata, result, image, key_added, to_coordinate_system, rules.pixel_area, shapes, table, progress
-    )
+    wanted = Wanted(key_added, to_coordinate_system, image, rules.pixel_area, shapes, table, progress)
+    return write_result(sdata, {"nucleus": matched.nuclei, "cell": matched.cells}, result, wanted)
 
 
 def filter_labels(
@@ -183,7 +152,6 @@ def filter_labels(
     filtered = filter_label_array(given.data.data, rules, kind=kind)
     fates = {"nucleus": None, "cell": None, kind: filtered.fate}
     result = Result(
-        {kind: filtered.labels},
         {kind: filtered.objects},
         Resolution(fates["nucleus"], fates["cell"], int(filtered.fate.is_kept.sum())),
         given,
@@ -191,7 +159,8 @@ def filter_labels(
         _stale(key_added, names, (labels_key,), overwrite),
         {kind: labels_key},
     )
-    return write_result(sdata, result, image, key_added, to_coordinate_system, area, shapes, table, progress)
+    wanted = Wanted(key_added, to_coordinate_system, image, area, shapes, table, progress)
+    return write_result(sdata, {kind: filtered.labels}, result, wanted)
 
 
 def _pixel_area(pixel_size: float | Sequence[float] | None, ndim: int) -> float | None:
@@ -199,10 +168,15 @@ def _pixel_area(pixel_size: float | Sequence[float] | None, ndim: int) -> float 
     return None if size is None else float(np.prod(size))
 
 
-def recover_and_check(sdata: SpatialData, names: Mapping[str, str], overwrite: bool) -> None:
-    """Finish what an earlier run left half way, and raise where a name is taken."""
+def recover_store(sdata: SpatialData) -> None:
+    """Finish what an earlier run left half way in a store on this machine."""
     if _elements.local_store(sdata) is not None:
         recover_sdata(sdata)
+
+
+def recover_and_check(sdata: SpatialData, names: Mapping[str, str], overwrite: bool) -> None:
+    """Finish what an earlier run left half way, and raise where a name is taken."""
+    recover_store(sdata)
     _elements.check_outputs(sdata, dict(names), overwrite)
 
 
@@ -229,75 +203,3 @@ def _image(
         )
     at = _elements.resolve_channels(ref, ref.channels if measure_channels is None else measure_channels)
     return ref.data.data[list(at)], [ref.channels[i] for i in at]
-
-
-def write_result(
-    sdata: SpatialData,
-    result: Result,
-    image: tuple[da.Array, list[str]] | None,
-    key_added: str,
-    system: str,
-    pixel_area: float | None,
-    shapes: bool,
-    table: bool,
-    progress: bool,
-) -> SpatialData:
-    """Write labels, outlines and tables of what was decided; ``image``: pixels to measure, and the channels' names."""
-    like, ndim = result.like, result.like.data.ndim
-    if system not in like.transformations:
-        known = ", ".join(sorted(like.transformations))
-        raise InputError(f"labels {like.key!r} have no coordinate system {system!r}: expected one of {known}")
-    matrix = _elements.pixel_matrix(like.transformations[system], ndim)
-    chunks = tuple(min(CHUNK[ndim], n) for n in like.data.shape)
-    main = "cell" if "cell" in result.labels else "nucleus"
-    with Staging(sdata) as staging:
-        for mask, labels in result.labels.items():
-            name, outlines = f"{key_added}_{mask}_labels", f"{key_added}_{mask}_boundaries"
-            array = staging.labels(
-                name,
-                shape=like.data.shape,
-                dtype=result.resolution.dtype,
-                transformations=like.transformations,
-                pyramid=like.pyramid,
-                chunks=chunks,
-            )
-            da.store([labels.rechunk(array.chunks)], [array], lock=False)  # type: ignore[list-item]
-            staging.finish_labels(name)
-            if shapes:
-                given = result.outlines.get(mask)
-                frame = labels_to_polygons(da.from_zarr(array), progress=progress) if given is None else given
-                if len(frame):
-                    staging.shapes(outlines, frame, like.transformations)
-                else:
-                    staging.remove([outlines])
-        if table:
-            fate, objects = result.fate(main), result.objects[main]
-            means = None
-            if image is not None:
-                means = measure_intensities(result.labels[main], image[0]).mean(fate.final_id)
-            staging.table(
-                f"{key_added}_table",
-                cells_table(
-                    objects,
-                    fate,
-                    region=f"{key_added}_{main}_labels",
-                    channels=image[1] if image is not None else (),
-                    intensities=means,
-                    affine=matrix,
-                    pixel_area=pixel_area,
-                    two_masks=len(result.labels) == 2,
-                    extra=result.extra,
-                    metadata=result.parameters,
-                ),
-            )
-            both = {m: (o, result.fate(m)) for m, o in result.objects.items()}
-            sources = set(result.sources.values())
-            remain = len(sources) == len(both) and sources.isdisjoint(f"{key_added}_{m}_labels" for m in both)
-            candidates = candidates_table(
-                both.get("nucleus"), both.get("cell"), regions=result.sources if remain else None, affine=matrix
-            )
-            staging.table(f"{key_added}_candidates", candidates)
-        staging.remove(result.stale)
-        warn_if_empty(like.key, result.fate(main), sum(len(o) for o in result.objects.values()))
-        staging.commit()
-    return sdata

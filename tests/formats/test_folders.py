@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
+import dask
 import geopandas as gpd
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from spatialdata.models import Labels3DModel
 
 from spatialdata_segment import labels_to_polygons, stitch_planes
 from spatialdata_segment.cli import main
+from spatialdata_segment.engine.executor import cores
 from spatialdata_segment.errors import SegmentationWarning
-from spatialdata_segment.formats import _poly2mask, poly2mask, stitch_folders, write_parquet
+from spatialdata_segment.formats import _folders, _poly2mask, poly2mask, stitch_folders, write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +261,78 @@ def test_an_output_where_something_else_is(tmp_path, volume, capsys):
     assert main(["poly2mask", str(tmp_path / "a"), "--overwrite"]) == 0
     assert np.array_equal(zarr.open_array(tmp_path / "a" / "mask.zarr")[:], volume[0])
     assert listing(tmp_path)[0] == "a/mask.zarr/.zarray"
+
+
+# dry runs
+
+
+def dry(capsys, *args):
+    """Return what a dry run prints, and its plan of a second one with ``--json``."""
+    arguments = [*map(str, args), "--dry-run"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith("dry run: nothing was run or written\n")
+    assert main([*arguments, "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["result"]["plans"]
+    assert plan["of"] == str(args[1])
+    return shown, plan
+
+
+def test_poly2mask_dry_run(tmp_path, volume, capsys):
+    write(tmp_path / "a", outlines(volume), {"image-shape": [4, 60, 90]})
+    before = listing(tmp_path)
+    shown, plan = dry(capsys, "poly2mask", tmp_path / "a", "--output-dir", tmp_path / "new")
+    target = tmp_path / "new" / "mask.zarr"
+    assert f"{len(outlines(volume))} polygons, 4 planes, labels of 4 x 60 x 90 px, uint32" in shown
+    assert f"writes {target}" in shown
+    assert (plan["shape"], plan["dtype"], plan["n_planes"]) == ([4, 60, 90], "uint32", 4)
+    assert plan["outputs"] == {str(target): "labels"}
+    assert listing(tmp_path) == before
+    mask = zarr.open(poly2mask(tmp_path / "a"))
+    assert (list(mask.shape), str(mask.dtype)) == (plan["shape"], plan["dtype"])
+
+
+def test_what_poly2mask_holds_is_foreseen(tmp_path):
+    """What is allocated while they are drawn, polygons included, is at most what was told, and no fraction of it."""
+    y, x = np.indices((60, 60)).reshape(2, -1) * 33.0 + 16
+    disks = shapely.buffer(shapely.points(x, y), 15.0)
+    write(tmp_path / "a", gpd.GeoDataFrame(geometry=disks), {"image-shape": [1990, 1990]})
+    tracemalloc.start()
+    ready = _poly2mask.ready_mask(tmp_path / "a", output_dir=None, overwrite=False)
+    told = ready.plan().memory_bytes
+    tracemalloc.reset_peak()
+    with dask.config.set(scheduler="threads", num_workers=cores()):
+        ready.write()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert told / 3 < peak < told
+
+
+def test_stitch_dry_run(planes, volume, capsys):
+    before = listing(planes)
+    shown, plan = dry(capsys, "stitch", planes, "--iou-threshold", "0.4")
+    assert f"{len(outlines(volume))} polygons, 4 planes\n" in shown
+    assert (plan["n_polygons"], plan["n_planes"], plan["shape"]) == (len(outlines(volume)), 4, None)
+    assert plan["outputs"] == {str(planes / "3d_polygons.parquet"): "polygons"}
+    assert plan["memory_bytes"] > 1000 * plan["n_polygons"]
+    assert listing(planes) == before
+
+
+@pytest.mark.parametrize("command", ["poly2mask", "stitch"])
+def test_dry_runs_find_what_is_wrong(tmp_path, planes, command, capsys, monkeypatch):
+    folder, out = (planes / "a", "mask.zarr") if command == "poly2mask" else (planes, "3d_polygons.parquet")
+    (folder / out).touch()
+    assert "is there already" in fails(capsys, command, folder, "--dry-run")
+    assert main([command, str(folder), "--dry-run", "--overwrite"]) == 0
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    assert "file is a file" in fails(capsys, command, folder, "--dry-run", "--output-dir", tmp_path / "file" / "below")
+    assert "there is no folder" in fails(capsys, command, tmp_path / "none", "--dry-run")
+    monkeypatch.setattr(_folders.os, "access", lambda *_: False)
+    assert "may not be written to" in fails(capsys, command, folder, "--dry-run", "--output-dir", tmp_path / "new")
+    monkeypatch.undo()
+    bow = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
+    write_parquet(planes / "a" / "polygons.parquet", gpd.GeoDataFrame(geometry=[bow]))
+    (planes / "a" / "metadata.json").write_text('{"image-shape": [3], "z_index": 3}')
+    fails(capsys, command, folder, "--dry-run", "--overwrite")
+    assert (folder / out).read_bytes() == b""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from spatialdata.models import Labels2DModel
 
 from spatialdata_segment import labels_to_polygons, polygons_to_labels
 from spatialdata_segment.errors import InputError
-from spatialdata_segment.formats import _tiff, write_label_tiff, write_seg_npy
+from spatialdata_segment.formats import _cellpose, _tiff, write_label_tiff, write_seg_npy
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,47 @@ def test_seg_npy(tmp_path, labels, planes):
     assert found["chan_choose"] == [2, 3]
     assert len(found["ismanual"]) == 41
     assert found["diameter"] == pytest.approx(2 * np.sqrt(600 / np.pi))
+
+
+def test_seg_npy_holds_what_the_gui_reads(tmp_path, labels):
+    """As ``_load_seg`` of Cellpose reads it: ids without gaps, flows that say that there are none, an image."""
+    (tmp_path / "cell.ome.tif").touch()
+    write_seg_npy(tmp_path / "cell.ome_seg.npy", labels * 3)
+    found = np.load(tmp_path / "cell.ome_seg.npy", allow_pickle=True).item()
+    assert len(np.unique(found["masks"])) == found["masks"].max() + 1 == len(found["ismanual"]) + 1
+    assert found["flows"] == [[], [], [], [], [[]]]
+    assert found["filename"] == str(tmp_path / "cell.ome.tif")
+
+
+@pytest.mark.parametrize("band", [1, 50, 1 << 20])
+def test_seg_npy_in_bands_is_that_of_the_whole(tmp_path, labels, band, monkeypatch):
+    image = np.stack([labels, np.roll(labels, 7, axis=1)]) * 5
+    expected = np.searchsorted(np.unique(image), image)
+    monkeypatch.setattr(_cellpose, "_BAND", band * labels.shape[1])
+    write_seg_npy(tmp_path / "a_seg.npy", da.from_array(image, chunks=(1, 40, 30)))
+    found = np.load(tmp_path / "a_seg.npy", allow_pickle=True).item()
+    assert np.array_equal(found["masks"], expected)
+    inner = np.pad(expected, ((0, 0), (1, 1), (1, 1)))
+    sides = [np.roll(inner, step, axis)[:, 1:-1, 1:-1] != expected for step in (1, -1) for axis in (1, 2)]
+    assert np.array_equal(found["outlines"], expected * np.any(sides, axis=0))
+
+
+def test_seg_npy_reads_labels_once_and_holds_eight_bytes_a_pixel(tmp_path, labels, monkeypatch):
+    seen = []
+
+    def load(block: np.ndarray) -> np.ndarray:
+        seen.append(block.shape)
+        return block
+
+    monkeypatch.setattr(_cellpose, "_BAND", 1 << 16)
+    image = np.kron(labels, np.ones((8, 8), np.uint32))
+    lazy = da.from_array(image, chunks=512, name=False).map_blocks(load, dtype=image.dtype, meta=image[:0, :0])
+    tracemalloc.start()
+    write_seg_npy(tmp_path / "a_seg.npy", lazy)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * image.size
+    assert len(seen) == lazy.npartitions
 
 
 def test_seg_npy_of_no_and_of_all_pixels(tmp_path):

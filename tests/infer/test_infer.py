@@ -82,12 +82,12 @@ def test_without_the_image(image, tmp_path):
 
 def test_what_is_read_by_rows_gives_the_same(image, tissue, tmp_path, monkeypatch):
     """Strips are written as chunks first; the cells are the same, and nothing of it is left."""
-    from spatialdata_segment._images import tiff
+    from spatialdata_segment._images import series
 
     tifffile.imwrite(
         tmp_path / "strips.tif", tissue[::-1], rowsperstrip=8, photometric="minisblack", compression="zlib"
     )
-    monkeypatch.setattr(tiff, "SMALL", 0)
+    monkeypatch.setattr(series, "SMALL", 0)
     options = ["--channels", "1", "--format", "sdata", "--no-image"]
     assert infer("--image-path", tmp_path / "strips.tif", "--output-dir", tmp_path / "a", *DAPI, *options) == 0
     assert infer("--image-path", image, "--output-dir", tmp_path / "b", *DAPI, *options) == 0

@@ -141,11 +141,14 @@ class Axes:
         return plane
 
     def blocks(self, stored: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of what is read at once: whole stored chunks, about 512 x 512 px of a plane."""
-        return tuple(
-            min(n, max(1, SIDE // c) * c) if a in "YX" else min(n, c)
-            for a, n, c in zip(self.letters, self.shape, stored, strict=True)
-        )
+        """Return the shape of what is read at once, see `blocks_of`."""
+        return blocks_of(self.letters, self.shape, stored)
+
+
+def blocks_of(letters: str, shape: Sequence[int], stored: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of what is read at once: whole stored chunks, about 512 x 512 px of a plane."""
+    sides = zip(letters, shape, stored, strict=True)
+    return tuple(min(n, max(1, SIDE // c) * c) if a in "YX" else min(n, c) for a, n, c in sides)
 
 
 def checked_page(page: int | None, n_pages: int, what: str, path: Path) -> int:

@@ -1,25 +1,22 @@
-"""TIFF: tiled, striped, pyramidal, OME, ImageJ, compressed; read tile by tile, through tifffile."""
+"""TIFF: tiled, striped, pyramidal, OME, ImageJ, compressed; which plane is meant, and what the file says of it."""
 
 from __future__ import annotations
 
 import warnings
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-import dask.array as da
-import numpy as np
-
-from spatialdata_segment._images.facts import SIDE, Axes, ImageFacts, channel_names, checked_page, said
-from spatialdata_segment._images.lazy import lazy_array
+from spatialdata_segment._images.facts import Axes, ImageFacts, channel_names, checked_page, said
+from spatialdata_segment._images.series import lazy_series
 from spatialdata_segment._images.units import size_in_tags, size_of_pixels
-from spatialdata_segment.engine.executor import cores
 from spatialdata_segment.errors import InputError, SegmentationWarning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import dask.array as da
     from tifffile import TiffFile, TiffPageSeries
 
 _RGB = 2, 6
@@ -30,8 +27,6 @@ ALPHA = (
     "says that it is RGB and that its fourth channel is alpha, which is left out: if these are four stains, save them "
     "as such, with tifffile.imwrite(..., photometric='minisblack')"
 )
-SMALL = 2048 * 2048
-"""px; an image up to that may be read row by row."""
 
 
 def read_tiff(path: Path, *, page: int | None, channel_last: bool) -> tuple[da.Array, ImageFacts]:
@@ -57,7 +52,7 @@ def read_tiff(path: Path, *, page: int | None, channel_last: bool) -> tuple[da.A
         found = [Axes.of(s.axes, s.shape, channel_last=channel_last, page=page, path=path) for s in series]
         which, at = _chosen(found, page, path)
         one, axes = series[which], found[which]
-        pixels, is_tiled = _lazy(path, which, one, axes)
+        pixels, is_tiled = lazy_series(path, which, one, axes.letters)
         plane = axes.plane(pixels, at)
         photometric = int(one.keyframe.photometric)
         if photometric == _PALETTE:
@@ -90,34 +85,6 @@ def _chosen(found: Sequence[Axes], page: int | None, path: Path) -> tuple[int, i
     checked_page(page, ends[-1], "; ".join(map(said, found[:4])), path)
     which = next(k for k, end in enumerate(ends) if page < end)
     return which, page - (ends[which] - found[which].n_pages)
-
-
-def _lazy(path: Path, which: int, series: TiffPageSeries, axes: Axes) -> tuple[da.Array, bool]:
-    """Return a series as a lazy array, and whether it is read by tiles."""
-    if series.dataoffset is not None:
-        mapped = np.memmap(path, _dtype(series), "r", series.dataoffset, series.shape)
-        every = tuple(SIDE if a in "YX" else 1 for a in axes.letters)
-        return da.from_array(mapped, chunks=axes.blocks(every), name=False, asarray=False), True
-    array = _opened(path, which)
-    y, x = axes.letters.index("Y"), axes.letters.index("X")
-    tall, wide = (array.chunks[k] == array.shape[k] for k in (y, x))
-    lazy = lazy_array(array, axes, array.chunks, path)
-    return lazy, not (tall or wide) or array.shape[y] * array.shape[x] <= SMALL
-
-
-def _dtype(series: TiffPageSeries) -> np.dtype[Any]:
-    assert series.dtype is not None
-    return series.dtype.newbyteorder(series.keyframe.parent.byteorder)
-
-
-def _opened(path: Path, which: int) -> Any:
-    """Open the finest level of a series as a zarr array, whose chunks are the tiles or strips."""
-    import tifffile
-    import zarr
-
-    # more than one worker: tiles are decoded in threads, not in zarr's own
-    store = tifffile.imread(path, aszarr=True, series=which, level=0, maxworkers=max(2, cores()))
-    return zarr.open_array(store, mode="r")
 
 
 def _said_by_ome(tif: TiffFile, which: int) -> tuple[tuple[str | None, ...], tuple[float, float] | None]:

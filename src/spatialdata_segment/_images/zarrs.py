@@ -40,7 +40,7 @@ def read_zarr_image(path: Path, *, page: int | None, channel_last: bool) -> tupl
     axes = Axes.of(letters, array.shape, channel_last=channel_last, page=page, path=path)
     at = checked_page(page, axes.n_pages, said(axes), path)
     stored = array.shards or array.chunks
-    plane = axes.plane(lazy_array(array, axes, stored, path), at)
+    plane = axes.plane(lazy_array(array, axes.blocks(stored), path), at)
     channels = channel_names(plane.shape[0], names, is_rgb="S" in axes.letters)
     return plane, ImageFacts(
         path, "zarr", axes.letters, axes.shape, page, axes.n_pages, channels, size, _is_tiled(axes, stored)

@@ -5,19 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import numpy as np
 
+from spatialdata_segment._images import SUFFIXES
 from spatialdata_segment._polygons import as_planes, check_positive, ndim_of
+from spatialdata_segment.core.measure import map_labels
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.formats._files import replacing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    import dask.array as da
     import xarray as xr
     from numpy.typing import NDArray
+
+_BAND = 1 << 20
+"""Pixels that are worked on at once."""
 
 
 def write_seg_npy(
@@ -32,8 +37,13 @@ def write_seg_npy(
 
     Fields: ``masks`` and ``outlines`` (the pixels of objects beside other pixels), uint16, or uint32 above 65,534
     objects, with the ids 1..n in the order of the ids, which is what the GUI makes of others; ``cell_id``, the ids
-    before, which the GUI ignores; ``filename``, ``chan_choose``, ``ismanual``, ``diameter`` and ``est_diam``. Without
-    flows the GUI cannot compute the masks again with other thresholds.
+    before, which the GUI ignores; ``filename``, ``chan_choose``, ``ismanual``, ``diameter`` and ``est_diam``; and
+    ``flows``, empty as the GUI has them before a network has run. It shows the masks and lets one edit them; views of
+    flows and probability are blank, and masks are not computed again with other thresholds, which wants the network's
+    maps.
+
+    A file of the GUI is one pickle, which is read as a whole, so that it is written as a whole as well: 8 to 10 bytes a
+    pixel in memory while it is, 16 where there are more objects than 16 bits count. Labels are read once.
 
     Parameters
     ----------
@@ -42,7 +52,9 @@ def write_seg_npy(
     labels
         ``(y, x)`` or ``(z, y, x)``, integer, 0 = background; of several scales the finest.
     image_path
-        The image, which the GUI opens along. None: the name of the file without ``_seg.npy``, with no suffix.
+        The image, which the GUI opens along, and without which it opens no file; one of the same name beside the file
+        does as well. None: the image beside the file that this is named after, if it is there; else its name without
+        a suffix, and the GUI has to be given the image first.
     channels
         The two channels by Cellpose's codes (0 grey, 1 red, 2 green, 3 blue).
     diameter
@@ -52,26 +64,24 @@ def write_seg_npy(
     ------
     InputError
         Other axes or types, negative ids, channels that are no two codes.
+
+    Notes
+    -----
+    What is needed is what ``_load_seg`` of ``cellpose/gui/io.py`` reads, of Cellpose 3 and 4.
     """
     if len(channels) != 2 or not all(c in (0, 1, 2, 3) for c in channels):
         raise InputError(f"channels={channels!r}: expected two of the codes 0, 1, 2, 3, such as (2, 3)")
-    planes = as_planes(labels).compute()
-    check_positive(planes)
-    ids, masks = np.unique(planes, return_inverse=True)
-    masks = masks.reshape(planes.shape)
-    if not len(ids) or ids[0] != 0:
-        masks, ids = masks + 1, np.r_[0, ids]
-    n = len(ids) - 1
-    masks = masks.astype(np.uint16 if n < 2**16 - 1 else np.uint32)
-    size = _diameter(masks, n) if diameter is None else float(diameter)
+    masks, ids = _numbered(as_planes(labels))
+    size = _diameter(masks, len(ids)) if diameter is None else float(diameter)
     file = Path(path)
     fields: dict[str, Any] = {
         "masks": masks,
-        "outlines": masks * _is_outline(masks),
-        "cell_id": ids[1:],
-        "filename": str(image_path if image_path is not None else file.with_name(file.name.removesuffix("_seg.npy"))),
+        "outlines": _outlines(masks),
+        "cell_id": ids,
+        "filename": str(_image_beside(file) if image_path is None else image_path),
         "chan_choose": list(channels),
-        "ismanual": np.zeros(n, bool),
+        "ismanual": np.zeros(len(ids), bool),
+        "flows": [[], [], [], [], [[]]],
         "diameter": size,
         "est_diam": size,
     }
@@ -79,6 +89,59 @@ def write_seg_npy(
         fields |= {name: fields[name][0] for name in ("masks", "outlines")}
     with replacing(path) as new, new.open("wb") as target:
         np.save(target, np.array(fields, dtype=object), allow_pickle=True)
+
+
+def _image_beside(file: Path) -> Path:
+    """Return the image that a file is named after, if it is there, else its name without a suffix."""
+    bare = file.with_name(file.name.removesuffix("_seg.npy"))
+    there = (bare.with_name(bare.name + end) for ends in SUFFIXES.values() for end in ends)
+    return next((image for image in there if image.is_file()), bare)
+
+
+def _numbered(planes: da.Array) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """Return the labels as 1..n in order of their ids, and the ids; they are read once."""
+    pixels = np.empty(planes.shape, planes.dtype)
+    checked: da.Array = da.map_blocks(_checked, planes, dtype=planes.dtype, meta=pixels[:0, :0, :0])
+    da.store([checked], [pixels], lock=False)
+    ids = np.unique(np.concatenate([_ids(pixels[at]) for at in _bands(planes.shape)] or [np.zeros(0, np.int64)]))
+    kind = np.dtype(np.uint16 if len(ids) < 2**16 - 1 else np.uint32)
+    masks = np.empty(planes.shape, kind)
+    new = np.arange(1, len(ids) + 1)
+    for at in _bands(planes.shape):
+        masks[at] = map_labels(pixels[at], ids, new, kind)
+    return masks, ids
+
+
+def _checked(block: NDArray[np.integer]) -> NDArray[np.integer]:
+    check_positive(block)
+    if block.dtype == np.uint64 and block.max(initial=0) >= 2**63:
+        raise InputError(f"labels hold the id {block.max()}; expected ids below 2**63: relabel them.")
+    return block
+
+
+def _ids(pixels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the ids in some rows."""
+    flat = pixels.ravel()
+    first = flat[np.flatnonzero(np.diff(flat, prepend=flat.dtype.type(0)))]  # of runs: there are fewer of them
+    return np.unique(first[first != 0]).astype(np.int64)
+
+
+def _bands(shape: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
+    """Give planes and rows of them, about a million pixels."""
+    rows = max(1, _BAND // max(1, shape[2]))
+    for z in range(shape[0]):
+        for y in range(0, shape[1], rows):
+            yield z, slice(y, y + rows)
+
+
+def _outlines(masks: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+    """Return the pixels of objects that have one of another label, or the image's edge, on one of four sides."""
+    found = np.empty_like(masks)
+    for z, rows in _bands(masks.shape):
+        first = max(0, rows.start - 1)
+        part = masks[z, first : rows.stop + 1]
+        found[z, rows] = (part * _is_outline(part[None])[0])[rows.start - first :][: rows.stop - rows.start]
+    return found
 
 
 def _is_outline(masks: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -93,6 +156,8 @@ def _is_outline(masks: NDArray[np.integer]) -> NDArray[np.bool_]:
 def _diameter(masks: NDArray[np.integer], n: int) -> float:
     if not n:
         return 30.0
-    areas = [np.bincount(plane.ravel(), minlength=n + 1)[1:] for plane in masks]
-    seen = np.concatenate([a[a > 0] for a in areas])
+    areas = [np.zeros(n + 1, np.int64) for _ in masks]
+    for z, rows in _bands(masks.shape):
+        areas[z] += np.bincount(masks[z, rows].ravel(), minlength=n + 1)
+    seen = np.concatenate([area[1:][area[1:] > 0] for area in areas])
     return float(2 * np.sqrt(np.median(seen) / np.pi))

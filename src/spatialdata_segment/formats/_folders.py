@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,6 @@ from spatialdata_segment._yaml import read_yaml
 from spatialdata_segment.errors import ExistsError, InputError, MissingError, SegmentationWarning, is_whole
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
 POLYGONS = "polygons.parquet"
@@ -34,6 +34,8 @@ def output_at(name: str, folder: Path, output_dir: str | os.PathLike[str] | None
     above = next(p for p in (into, *into.parents) if p.exists() or p == p.parent)
     if not above.is_dir():
         raise InputError(f"{above} is a file: expected a folder to write {name} into")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"{above} may not be written to: give another output folder for {name}, or the right to")
     path = into / name
     if path.exists() and not overwrite:
         raise ExistsError(f"{path} is there already: remove it, pass overwrite (--overwrite), or another output folder")
@@ -98,7 +100,7 @@ def planes_in(folder: Path) -> dict[int, Path]:
         raise InputError(f"the same z_index in {source} for {said}; expected another for each plane")
     left = [path.name for path in found if path not in given]
     if left:
-        warnings.warn(f"{config} does not name {', '.join(left)}: left out", SegmentationWarning, stacklevel=3)
+        warnings.warn(f"{config} does not name {', '.join(left)}: left out", SegmentationWarning, stacklevel=4)
     return {int(z): path for path, z in sorted(given.items(), key=lambda item: item[1])}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,11 @@ import numpy as np
 import zarr
 
 from spatialdata_segment._raster import Drawing
+from spatialdata_segment.engine.executor import cores
 from spatialdata_segment.errors import InputError, MissingError, SegmentationWarning
 from spatialdata_segment.formats._files import replacing
 from spatialdata_segment.formats._folders import METADATA, POLYGONS, folder_at, image_shape, output_at
+from spatialdata_segment.formats._plan import OutputPlan
 
 if TYPE_CHECKING:
     import os
@@ -22,6 +26,8 @@ _CHUNK = 1024
 MASK = "mask.zarr"
 LARGEST = 1_000_000
 """px a side of an image whose shape nobody tells."""
+_COPIES, _PER_BLOCK = 4, 4_000
+"""Copies of a block on its way to the disk, compressed ones included, and bytes of a block that waits."""
 
 
 def poly2mask(
@@ -57,6 +63,63 @@ def poly2mask(
     InputError
         Metadata without a shape, polygons that cannot be drawn.
     """
+    return ready_mask(folder, output_dir=output_dir, overwrite=overwrite).write()
+
+
+@dataclass(frozen=True)
+class ReadyMask:
+    """Polygons that are read and checked, and where they are drawn.
+
+    Attributes
+    ----------
+    drawing
+        The polygons.
+    shape
+        ``([z], y, x)`` of the labels, px.
+    target
+        The path of ``mask.zarr``.
+    """
+
+    drawing: Drawing
+    shape: tuple[int, ...]
+    target: Path
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Pixels of a block."""
+        return (1,) * (len(self.shape) - 2) + tuple(max(1, min(_CHUNK, n)) for n in self.shape[-2:])
+
+    def plan(self) -> OutputPlan:
+        """Return what `write` would do."""
+        kind = self.drawing.dtype
+        n_blocks = prod(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
+        blocks = _COPIES * cores() * prod(self.chunks) * kind.itemsize + _PER_BLOCK * n_blocks
+        planes = self.shape[0] if len(self.shape) == 3 else None
+        memory = self.drawing.nbytes + blocks
+        return OutputPlan(self.shape, str(kind), len(self.drawing), planes, memory, 0, {str(self.target): "labels"})
+
+    def write(self) -> Path:
+        """Draw them, and return the path."""
+        labels = self.drawing.draw(self.shape, self.chunks)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.target) as new:
+            array: Any = zarr.create_array(
+                new,
+                shape=self.shape,
+                chunks=self.chunks,
+                dtype=labels.dtype,
+                fill_value=0,
+                zarr_format=2,
+                attributes={"_ARRAY_DIMENSIONS": list("zyx"[-len(self.shape) :])},
+            )
+            da.store([labels], [array], lock=False)
+        return self.target
+
+
+def ready_mask(
+    folder: str | os.PathLike[str], *, output_dir: str | os.PathLike[str] | None, overwrite: bool
+) -> ReadyMask:
+    """Read and check all that `poly2mask` needs, and write nothing; it raises what that does."""
     source = folder_at(folder)
     target = output_at(MASK, source, output_dir, overwrite)
     if not (source / POLYGONS).exists():
@@ -84,20 +147,6 @@ def poly2mask(
             f"{outside} of {len(drawing)} polygons of {source / POLYGONS} lie outside of the {list(shape)} px: "
             "left out",
             SegmentationWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    chunks = (1,) * (len(shape) - 2) + tuple(max(1, min(_CHUNK, n)) for n in shape[-2:])
-    labels = drawing.draw(shape, chunks)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as new:
-        array: Any = zarr.create_array(
-            new,
-            shape=shape,
-            chunks=chunks,
-            dtype=labels.dtype,
-            fill_value=0,
-            zarr_format=2,
-            attributes={"_ARRAY_DIMENSIONS": list("zyx"[-len(shape) :])},
-        )
-        da.store([labels], [array], lock=False)
-    return target
+    return ReadyMask(drawing, tuple(shape), target)

@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 import zarr
 
-from spatialdata_segment._images.lazy import Pixels
+from spatialdata_segment._images.series import lazy_series
 from spatialdata_segment.errors import InputError, SegmentationError
 from spatialdata_segment.formats._files import existing, unreadable
 
@@ -66,6 +66,8 @@ def read_labels(path: str | os.PathLike[str]) -> da.Array:
     except Exception as error:
         raise unreadable(file, error, _SAID) from error
     lazy = pixels if isinstance(pixels, da.Array) else da.from_array(pixels, chunks=_chunks(pixels.ndim), name=False)
+    if not lazy.dtype.isnative:
+        lazy = lazy.astype(lazy.dtype.newbyteorder("="))
     if lazy.dtype.kind == "f":
         lazy = da.map_blocks(_whole, lazy, file, dtype=np.uint32, meta=np.zeros((0,) * lazy.ndim, np.uint32))
     return cast("da.Array", lazy)
@@ -94,9 +96,12 @@ def _reader(file: Path) -> Callable[[Path], Any]:
 def _tiff(file: Path) -> Any:
     import tifffile
 
-    store = tifffile.imread(file, aszarr=True, series=0, level=0)
-    array: Any = zarr.open_array(store, mode="r")
-    return da.from_array(Pixels(array, file), chunks=array.chunks, name=False)
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        letters = (
+            series.axes if {"Y", "X"} <= set(series.axes) else ("Q" * len(series.shape) + "YX")[-len(series.shape) :]
+        )
+        return lazy_series(file, 0, series, letters)[0]
 
 
 def _zarr(folder: Path) -> Any:
