@@ -108,6 +108,8 @@ def seams(
     InputError
         If the image was segmented in one piece, or in cores of less than 8 px (or planes).
     """
+    from matplotlib.ticker import MaxNLocator
+
     result = find_result(sdata, key)
     mask, plan, _ = plan_of(result, mask)
     found = seam_profiles(result.labels[mask].arrays[0], plan["chunks"], n_windows, np.random.default_rng(rng))
@@ -116,8 +118,8 @@ def seams(
     ax = _axes(ax)
     for name, profile in found.items():
         _draw_profile(ax, profile, _PROFILES[name], "" if len(plan["chunks"]) == 2 else f"{name}: ")
-    unit = {(IN_PLANE,): "px", (ALONG_Z,): "planes"}.get(tuple(found), "px; along z planes")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    unit = "px" if ALONG_Z not in found else "px; along z planes" if IN_PLANE in found else "planes"
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel=f"distance from the seam ({unit})", ylabel="pairs of pixels\nthat differ (%)")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize="small", frameon=False)
