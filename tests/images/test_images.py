@@ -293,6 +293,22 @@ def test_what_is_no_image_is_told(tmp_path):
         read_image(tmp_path / "c.zarr")
 
 
+def test_a_table_of_colours_of_imagej_is_how_intensities_are_shown(tmp_path):
+    pixels = np.arange(2 * 20 * 30, dtype=np.uint8).reshape(2, 20, 30)
+    said = "ImageJ=1.54f\nimages=2\nchannels=2\nmode=composite\nloop=false\n"
+    ramp = np.zeros((3, 256), np.uint16)
+    ramp[1] = np.arange(256) * 257
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tif.write(pixels[0], photometric="palette", colormap=ramp, description=said, metadata=None, contiguous=False)
+        tif.write(pixels[1], photometric="palette", colormap=ramp, metadata=None, contiguous=False)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert tif.is_imagej
+        assert tif.pages[0].photometric.name == "PALETTE"
+    image, facts = read_image(tmp_path / "a.tif")
+    assert facts.axes == "CYX"
+    assert np.array_equal(np.asarray(image), pixels)
+
+
 def test_a_palette_is_told(tmp_path):
     tifffile.imwrite(
         tmp_path / "a.tif", RGB[0], photometric="palette", colormap=np.zeros((3, 256), np.uint16), tile=(16, 16)

@@ -55,7 +55,7 @@ def read_tiff(path: Path, *, page: int | None, channel_last: bool) -> tuple[da.A
         pixels, is_tiled = lazy_series(path, which, one, axes.letters)
         plane = axes.plane(pixels, at)
         photometric = int(one.keyframe.photometric)
-        if photometric == _PALETTE:
+        if photometric == _PALETTE and not tif.is_imagej:  # of ImageJ it is how intensities are shown
             raise InputError(f"{path} holds indices into a palette of colours: save it as grey or RGB first")
         is_rgb = photometric in _RGB and axes.n_channels in (3, 4) and not _is_of_stains(one, axes)
         has_alpha = is_rgb and axes.n_channels == 4
