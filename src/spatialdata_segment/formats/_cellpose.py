@@ -43,8 +43,9 @@ def write_seg_npy(
     flows and probability are blank, and masks are not computed again with other thresholds, which wants the network's
     maps.
 
-    A file of the GUI is one pickle, which is read as a whole, so that it is written as a whole as well: 8 to 10 bytes a
-    pixel in memory while it is, 16 where there are more objects than 16 bits count. Labels are read once.
+    A file of the GUI is one pickle, which is read as a whole, so that it is written as a whole as well: 8 bytes a pixel
+    in memory while it is, up to 14 for labels of 64 bits, and 16 where there are more objects than 16 bits count; and
+    a row of blocks. Labels are read once.
 
     Parameters
     ----------
