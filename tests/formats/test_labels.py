@@ -116,8 +116,9 @@ def test_seg_npy_reads_labels_once_and_holds_eight_bytes_a_pixel(tmp_path, label
         return block
 
     monkeypatch.setattr(_cellpose, "_BAND", 1 << 16)
-    image = np.kron(labels, np.ones((8, 8), np.uint32))
+    image = np.kron(labels, np.ones((8, 8))).astype(np.uint32)
     lazy = da.from_array(image, chunks=512, name=False).map_blocks(load, dtype=image.dtype, meta=image[:0, :0])
+    write_seg_npy(tmp_path / "a_seg.npy", image[:600, :600])  # kernels are compiled
     tracemalloc.start()
     write_seg_npy(tmp_path / "a_seg.npy", lazy)
     peak = tracemalloc.get_traced_memory()[1]

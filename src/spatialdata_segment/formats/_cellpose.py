@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 
 from spatialdata_segment._images import SUFFIXES
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
+    import dask.array as da
     import xarray as xr
     from numpy.typing import NDArray
 
@@ -42,8 +43,9 @@ def write_seg_npy(
     flows and probability are blank, and masks are not computed again with other thresholds, which wants the network's
     maps.
 
-    A file of the GUI is one pickle, which is read as a whole, so that it is written as a whole as well: 8 to 10 bytes a
-    pixel in memory while it is, 16 where there are more objects than 16 bits count. Labels are read once.
+    A file of the GUI is one pickle, which is read as a whole, so that it is written as a whole as well: 8 bytes a pixel
+    in memory while it is, up to 14 for labels of 64 bits, and 16 where there are more objects than 16 bits count; and
+    a row of blocks. Labels are read once.
 
     Parameters
     ----------
@@ -101,8 +103,11 @@ def _image_beside(file: Path) -> Path:
 def _numbered(planes: da.Array) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
     """Return the labels as 1..n in order of their ids, and the ids; they are read once."""
     pixels = np.empty(planes.shape, planes.dtype)
-    checked: da.Array = da.map_blocks(_checked, planes, dtype=planes.dtype, meta=pixels[:0, :0, :0])
-    da.store([checked], [pixels], lock=False)
+    z_spans, y_spans = (pairwise(np.cumsum((0, *sizes)).tolist()) for sizes in planes.chunks[:2])
+    for (z0, z1), (y0, y1) in product(z_spans, y_spans):  # a row of blocks, wherever it is computed
+        rows = planes[z0:z1, y0:y1].compute()
+        _check(rows)
+        pixels[z0:z1, y0:y1] = rows
     ids = np.unique(np.concatenate([_ids(pixels[at]) for at in _bands(planes.shape)] or [np.zeros(0, np.int64)]))
     kind = np.dtype(np.uint16 if len(ids) < 2**16 - 1 else np.uint32)
     masks = np.empty(planes.shape, kind)
@@ -112,11 +117,10 @@ def _numbered(planes: da.Array) -> tuple[NDArray[np.unsignedinteger], NDArray[np
     return masks, ids
 
 
-def _checked(block: NDArray[np.integer]) -> NDArray[np.integer]:
-    check_positive(block)
-    if block.dtype == np.uint64 and block.max(initial=0) >= 2**63:
-        raise InputError(f"labels hold the id {block.max()}; expected ids below 2**63: relabel them.")
-    return block
+def _check(pixels: NDArray[np.integer]) -> None:
+    check_positive(pixels)
+    if pixels.dtype == np.uint64 and pixels.max(initial=0) >= 2**63:
+        raise InputError(f"labels hold the id {pixels.max()}; expected ids below 2**63: relabel them.")
 
 
 def _ids(pixels: NDArray[np.integer]) -> NDArray[np.int64]:
