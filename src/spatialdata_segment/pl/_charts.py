@@ -208,8 +208,9 @@ def matching(sdata: SpatialData, *, key: str = "segmentation", ax: Axes | None =
     share, kept = nuclei["overlap_fraction"].to_numpy(np.float64), nuclei["is_kept"].to_numpy(bool)
     lost = nuclei["drop_reason"].isin(_OF_MATCHING).to_numpy(bool)
     edges = np.linspace(0, 1, 41).tolist()
-    parts, names = [share[kept], share[lost]], [f"kept ({kept.sum():,})", f"dropped ({lost.sum():,})"]
-    ax.hist(parts, edges, color=["#59a14f", "#e15759"], label=names)
+    parts = [("kept", kept, "#59a14f"), *([("dropped", lost, "#e15759")] if lost.any() else [])]
+    names = [f"{name} ({of.sum():,})" for name, of, _ in parts]
+    ax.hist([share[of] for _, of, _ in parts], edges, color=[color for *_, color in parts], label=names)
     threshold = result.metadata.get("workflow", {}).get("filtering_threshold_mask_matching")
     if threshold is not None and kept.any():
         ax.axvline(threshold, color="#888888", linestyle=":", linewidth=1.5, label=f"threshold {threshold:g}")

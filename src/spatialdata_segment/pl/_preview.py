@@ -170,7 +170,10 @@ def _name_all(drawn: NDArray[np.object_]) -> None:
     names: dict[str, Artist] = {}
     for ax in drawn.ravel():
         names |= {name.partition(" (")[0]: artist for name, artist in drawn_in(ax)}
-    draw_legend(drawn[0, 0].figure, [*names.items()], loc="outside lower center", ncols=2 * drawn.shape[1], **DARK)
+    figure = drawn[0, 0].figure
+    columns = 2 * drawn.shape[1]
+    figure.set_figheight(figure.get_figheight() + 0.2 * (1 - (-len(names) // columns)))
+    draw_legend(figure, [*names.items()], loc="outside lower center", ncols=columns, **DARK)
 
 
 def _new_axes(rows: int, columns: int) -> NDArray[np.object_]:

@@ -129,8 +129,8 @@ def source(
     if box.size == 0:
         raise InputError(f"Crop {crop} has no pixel of the image {shape}: expected one inside of it, in its px.")
     if most > MOST_PIXELS:
-        what = f"An image {shape}" if crop is None else f"Crop {crop} of an image {shape}"
-        raise InputError(f"{what}: {most:,} px to draw, expected {MOST_PIXELS:,} at most; pass a smaller crop=.")
+        what, way = ("Image", "crop=") if crop is None else (f"Crop {crop} of the image", "a smaller crop=")
+        raise InputError(f"{what} {shape}: {most:,} px to draw, expected {MOST_PIXELS:,} at most; pass {way}.")
     return found
 
 
