@@ -34,7 +34,9 @@ def test_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     for line, source in blocks(page):
         exec(compile("\n" * line + source, str(page), "exec"), namespace)
     printed = capsys.readouterr().out
-    assert not re.findall(rf"^(?:{'|'.join(filter(None, REASONS))})\s+0$", printed, re.MULTILINE)  # reasons that do not occur
+    assert not re.findall(
+        rf"^(?:{'|'.join(filter(None, REASONS))})\s+0$", printed, re.MULTILINE
+    )  # reasons that do not occur
 
 
 def test_pages_have_python():

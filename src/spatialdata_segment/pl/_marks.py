@@ -116,8 +116,14 @@ def add_legend(
         figure: Any = ax.figure
         columns = min(len(entries), max(1, int(figure.get_figwidth() / _ENTRY)))
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": columns, "borderaxespad": 0.4}
-        figure.set_figheight(figure.get_figheight() + _ROW * (1 - (-len(entries) // columns)))
+        make_room(figure, len(entries), columns)
     draw_legend(ax, entries, **DARK, **place).set_zorder(4)
+
+
+def make_room(figure: Figure, entries: int, columns: int) -> None:
+    """Make a figure higher by the rows of a legend, and the space around it."""
+    rows = -(-entries // columns)
+    figure.set_figheight(figure.get_figheight() + _ROW * (rows + 1))
 
 
 def new_axes(height: float, width: float) -> Axes:

@@ -12,7 +12,7 @@ from spatialdata_segment._preview import previews
 from spatialdata_segment._results import find_image, find_result
 from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.errors import InputError, is_whole
-from spatialdata_segment.pl._marks import DARK, draw_legend, drawn_in
+from spatialdata_segment.pl._marks import DARK, draw_legend, drawn_in, make_room
 from spatialdata_segment.pl._numbers import fate_counts, masks_of
 from spatialdata_segment.pl._overlay import overlay
 
@@ -172,7 +172,7 @@ def _name_all(drawn: NDArray[np.object_]) -> None:
         names |= {name.partition(" (")[0]: artist for name, artist in drawn_in(ax)}
     figure = drawn[0, 0].figure
     columns = 2 * drawn.shape[1]
-    figure.set_figheight(figure.get_figheight() + 0.2 * (1 - (-len(names) // columns)))
+    make_room(figure, len(names), columns)
     draw_legend(figure, [*names.items()], loc="outside lower center", ncols=columns, **DARK)
 
 
