@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from spatialdata_segment.core.matching import REASONS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDED = {"cellpose.md": "torch"}
@@ -24,13 +26,17 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
-def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
+def test_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     if page.name in NEEDED:
         pytest.importorskip(NEEDED[page.name])
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     for line, source in blocks(page):
         exec(compile("\n" * line + source, str(page), "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert not re.findall(
+        rf"^(?:{'|'.join(filter(None, REASONS))})\s+0$", printed, re.MULTILINE
+    )  # reasons that do not occur
 
 
 def test_pages_have_python():

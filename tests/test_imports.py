@@ -25,6 +25,14 @@ def test_the_import_is_light():
     assert found == {"spatialdata_segment", "spatialdata_segment._version"}
 
 
+def test_all_of_testing_needs_no_test_packages():
+    absent = "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None"
+    used = "from spatialdata_segment.testing import *; Tissue; match_scores"
+    found = loaded(f"{absent}; {used}; del sys.modules['pytest'], sys.modules['hypothesis']")
+    assert "spatialdata_segment.testing.scores" in found
+    assert "spatialdata_segment.testing.methods" not in found
+
+
 def test_names_load_nothing_heavy():
     """Neither do the names of methods that run on networks, nor those that draw, load what these need."""
     found = loaded(

@@ -85,8 +85,14 @@ class Result:
         """The mask of the table: the cells, if there are any; of one that was written as both, the one it was."""
         found = set(self.labels)
         if f"{self.key}_candidates" in self.sdata.tables:
-            found = found & set(self.candidates["kind"].astype(str)) or found
+            found = found & set(self.masks) or found
         return "cell" if "cell" in found else next(m for m in KINDS if m in found)
+
+    @cached_property
+    def masks(self) -> list[str]:
+        """The masks that were made, those in which nothing was found among them."""
+        made = {*self.candidates["kind"].astype(str), *self.metadata.get("counts", {})}
+        return [m for m in KINDS if m in made] or [m for m in KINDS if m in self.labels][-1:]
 
     @property
     def pixel_size(self) -> tuple[float, ...] | None:

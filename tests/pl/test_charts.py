@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import spatialdata as sd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from spatialdata_segment import ExpandNuclei, SizeFilter, ThresholdNuclei, Workflow, pl, segment
+from spatialdata_segment import (
+    Cellpose,
+    ExpandNuclei,
+    SizeFilter,
+    ThresholdNuclei,
+    Workflow,
+    pl,
+    resegment,
+    segment,
+)
 from spatialdata_segment._evidence import crosses, seam_profile, seam_profiles
 from spatialdata_segment._results import find_image, find_result
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.errors import InputError, MissingError
-from spatialdata_segment.pl._preview import places_of
+from spatialdata_segment.pl._dropped import among
+from spatialdata_segment.pl._numbers import fate_counts, intensity_quantiles, masks_of
+from spatialdata_segment.pl._preview import alike, places_of
 from spatialdata_segment.testing import Tissue
 
 mpl.use("Agg")
@@ -29,6 +43,8 @@ FLOW = Workflow(
     filter_masks_size=True,
     nucleus_size=SizeFilter(min_size=80),
 )
+
+QUIET = {"progress": False, "n_jobs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +63,16 @@ def sdata(store):
 @pytest.fixture
 def ax():
     return Figure().add_subplot()
+
+
+def in_memory(sdata):
+    """Return the object without its store, with tables that may be changed."""
+    tables = {name: table.copy() for name, table in sdata.tables.items()}
+    return sd.SpatialData(images=dict(sdata.images), labels=dict(sdata.labels), tables=tables)
+
+
+def texts(legend):
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def rows(sdata, mask, kept):
@@ -77,6 +103,36 @@ def test_intensities_are_quantiles_of_x(sdata, ax):
         pl.intensities(sdata, channels=["CD3"])
 
 
+@pytest.mark.parametrize("sparse", [sp.csr_matrix, sp.csr_array, sp.csc_matrix])
+def test_intensities_of_sparse_tables(sdata, ax, sparse):
+    other = in_memory(sdata)
+    other["segmentation_table"].X = sparse(other["segmentation_table"].X)
+    pl.intensities(other, ax=ax)
+    for one, same in zip(ax.patches, pl.intensities(sdata, ax=Figure().add_subplot()).patches, strict=True):
+        np.testing.assert_array_equal(one.get_path().vertices, same.get_path().vertices)
+
+
+def test_intensities_that_are_not_there_are_left_out(sdata):
+    """A table that others changed has NaN where cells were added."""
+    other = in_memory(sdata)
+    values = other["segmentation_table"].X
+    values[::2, 0] = np.nan
+    seen = values[1::2, 0].astype(float)
+    found = intensity_quantiles(find_result(other, "segmentation"), "DAPI")
+    np.testing.assert_array_equal(found, np.quantile(seen, (0.01, 0.25, 0.5, 0.75, 0.99)))
+
+
+def test_channels_of_any_name_are_drawn(sdata, ax):
+    """Matplotlib would read a formula between dollar signs, and fail on this one."""
+    names = ["a$_{b$", "_WGA"]
+    other = in_memory(sdata)
+    other["segmentation_table"].var_names = names
+    pl.intensities(other, ax=ax)
+    FigureCanvasAgg(ax.figure).draw()
+    labels = ax.get_yticklabels()
+    assert [label._preprocess_math(label.get_text()) for label in labels] == [(name, False) for name in names[::-1]]
+
+
 def test_fates_add_up(sdata, ax):
     pl.fates(sdata, ax=ax)
     widths = np.array([[p.get_width() for p in c] for c in ax.containers])
@@ -90,11 +146,60 @@ def test_fates_add_up(sdata, ax):
 
 
 def test_matching_counts_nuclei(sdata, ax):
-    pl.matching(sdata, ax=ax)
-    heights = sum(p.get_height() for c in ax.containers for p in c)
-    assert heights == len(rows(sdata, "nucleus", kept=True)) + len(rows(sdata, "nucleus", kept=False))
+    """Those that were too small never came to the matching; bars of kept and dropped do not lie on each other."""
+    other = in_memory(sdata)
+    found = other["segmentation_candidates"].obs
+    kept, lost = (found.index[(found["kind"] == "nucleus") & (found["is_kept"] == k)] for k in (True, False))
+    found.loc[lost[:4], ["drop_reason", "overlap_fraction"]] = ["unmatched", 0.99]
+    pl.matching(other, ax=ax)
+    assert [[p.get_height() for p in c if p.get_height()] for c in ax.containers] == [[len(kept)], [4]]
+    assert len(lost) > 4
+    assert [t.get_text() for t in ax.get_legend().get_texts()][:2] == [f"kept ({len(kept)})", "dropped (4)"]
+    (green,), (red,) = ([p for p in c if p.get_height()] for c in ax.containers)
+    assert green.get_x() + green.get_width() <= red.get_x() + 1e-9
+    assert green.get_y() == red.get_y() == 0
     with pytest.raises(InputError, match="needs both nuclei and cells"):
         pl.matching(segment(sd.SpatialData(images={"image": sdata["image"]}), "image", progress=False, n_jobs=1))
+
+
+def test_what_a_later_run_replaced_is_no_failure():
+    """Charts, counts and boxes of a region that was segmented again are of what was kept and dropped."""
+    flow = Workflow(nucleus=ThresholdNuclei(threshold="otsu"), cell=ExpandNuclei(distance=3))
+    again = segment(Tissue((110, 130), seed=4, cell_diameter=20).to_spatialdata(), "image", flow, shapes=False, **QUIET)
+    resegment(again, "image", flow, bounding_box=(0, 0, 60, 60), **QUIET)
+    found = again["segmentation_candidates"].obs
+    replaced = (found["drop_reason"] == "replaced").to_numpy()
+    assert replaced.sum() > 4
+    for mask in ("nucleus", "cell"):
+        of = found[~replaced & (found["kind"] == mask).to_numpy()]
+        counts = fate_counts(found[found["kind"] == mask])
+        assert counts["kept"] == of["is_kept"].sum() == len(again["segmentation_table"])
+        assert sum(counts.values()) == len(of)
+    for chart in (pl.fates, pl.sizes, pl.matching):
+        told = texts(chart(again, ax=Figure().add_subplot()).get_legend())
+        numbers = [int(n) for text in told for n in re.findall(r"dropped \((\d+)\)", text)]
+        assert not [text for text in told if "replaced" in text]
+        assert sum(numbers) <= (~found["is_kept"].to_numpy() & ~replaced).sum()
+    boxes = among(found, (0, 130, 0, 110), None)
+    assert set(boxes.index) == set(found.index[~found["is_kept"].to_numpy() & ~replaced])
+
+
+def test_masks_in_which_nothing_was_found_are_there():
+    """Charts of both draw them empty; a mask that was written as both is one."""
+    tissue = Tissue((60, 70), seed=4, cell_diameter=20).to_spatialdata()
+    nothing = ThresholdNuclei(threshold=65_000)
+    segment(tissue, "image", Workflow(nucleus=nothing, cell=ExpandNuclei(distance=3)), key_added="none", **QUIET)
+    segment(tissue, "image", Workflow(nucleus=ThresholdNuclei(), cell=nothing), key_added="half", **QUIET)
+    segment(tissue, "image", Workflow(nucleus=nothing), key_added="alone", **QUIET)
+    twice = Workflow(nucleus=ThresholdNuclei(), duplicate_mask=True)
+    segment(tissue, "image", twice, key_added="twice", **QUIET)
+    masks = {key: masks_of(find_result(tissue, key)) for key in ("none", "half", "alone", "twice")}
+    both = ["nucleus", "cell"]
+    assert masks == {"none": both, "half": both, "alone": ["nucleus"], "twice": ["nucleus"]}
+    assert [find_result(tissue, key).main for key in masks] == ["cell", "cell", "nucleus", "nucleus"]
+    for chart in (pl.matching, pl.sizes, pl.fates, pl.density):
+        FigureCanvasAgg(chart(tissue, key="none", ax=Figure().add_subplot()).figure).draw()
+    assert texts(pl.matching(tissue, key="none", ax=Figure().add_subplot()).get_legend()) == ["kept (0)"]
 
 
 def test_density_counts_cells(sdata, ax):
@@ -137,8 +242,13 @@ def test_without_a_record_shards_are_not_known(store, tmp_path, sdata):
     with pytest.raises(MissingError, match="no record of the run that made 'segmentation'"):
         pl.shards(sd.read_zarr(tmp_path / "b.zarr"))
     whole = segment(sd.SpatialData(images={"image": sdata["image"]}), "image", progress=False, n_jobs=1)
-    with pytest.raises(InputError, match="has no seams"):
-        pl.seams(whole)  # the record of an object in memory goes with it
+    (text,) = pl.seams(whole, ax=Figure().add_subplot()).texts  # the record of an object in memory goes with it
+    assert text.get_text() == "one shard: no seams"
+    small = {"image": sdata["image"][:, :30, :6]}
+    (text,) = pl.seams(
+        segment(sd.SpatialData(images=small), "image", shard_size=6 * 6, **QUIET), ax=Figure().gca()
+    ).texts
+    assert text.get_text() == "shards too small to tell seams"
 
 
 def cut_at(labels, chunks):
@@ -265,8 +375,26 @@ def test_previews_beside_each_other(sdata):
         kept = [int(((found["kind"] == m) & found["is_kept"]).sum()) for m in ("nucleus", "cell")]
         lost = int((~found["is_kept"]).sum())
         assert row[0].get_title() == f"usual\n{kept[0]} nuclei, {kept[1]} cells; {lost} dropped"
+    (legend,) = axes[0, 0].figure.legends
+    drawn = {text.partition(" (")[0] for ax in axes.ravel() for text in ax.get_legend_handles_labels()[1]}
+    assert set(texts(legend)) == drawn >= {"nucleus", "cell", "too small"}
     one = pl.preview(sdata, "image", "dapi", centers=1, size=60, n_jobs=1)
     assert one.shape == (1, 1)
+
+
+def test_a_bare_method_beside_nuclei_finds_nuclei(sdata):
+    flows = {"dapi": "dapi", "a$_{b$": ThresholdNuclei()}
+    axes = pl.preview(sdata, "image", flows, centers=1, size=80, n_jobs=1)
+    counts = [ax.get_title().splitlines()[1] for ax in axes[0]]
+    assert counts[0] == counts[1]
+    assert " nuclei; " in counts[0]
+    axes[0, 0].figure.canvas.draw()
+    bare = ThresholdNuclei()
+    for others in ({}, {"both": FLOW}, {"cells": Workflow(cell=bare)}):
+        assert list(alike({**others, "bare": bare})["bare"].methods()) == ["cell"]
+    cyto = Cellpose("cyto2")
+    assert cyto.roles("nucleus") != cyto.roles("cell")
+    assert list(alike({"dapi": "dapi", "bare": cyto})["bare"].methods()) == ["cell"]
 
 
 def test_places_go_from_bright_to_dark():
@@ -284,8 +412,11 @@ def test_places_go_from_bright_to_dark():
     ("workflows", "options", "message"),
     [
         ({}, {}, "workflows is empty"),
-        ("dapi", {"centers": 0}, "centers=0, expected at least 1"),
+        ("dapi", {"centers": 0}, "centers=0: expected at least 1"),
         ("dapi", {"centers": [1, 2]}, "expected how many, or a list"),
+        ("dapi", {"centers": "x"}, "centers='x': expected how many, or a list"),
+        ("dapi", {"centers": [(1, 2), (3,)]}, "expected how many, or a list"),
+        ("dapi", {"centers": [(1, np.nan)]}, "expected how many, or a list"),
         ("dapi", {"centers": 2, "axes": [None]}, "axes: 1 given, expected 2 x 1"),
         ("dapi", {"roi_key": "x"}, "preview takes no roi_key"),
     ],

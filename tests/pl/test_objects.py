@@ -100,6 +100,7 @@ def test_small_boxes_become_points(sdata):
     points = [c for c in ax.collections if isinstance(c, PathCollection)]
     dropped = int((~sdata["segmentation_candidates"].obs["is_kept"]).sum())
     assert sum(len(p.get_offsets()) for p in points) == dropped
+    assert all(p.get_sizes().min() >= 4**2 for p in points)  # square points: as wide as the least box
 
 
 def test_the_scale_bar_is_as_long_as_it_says(sdata):

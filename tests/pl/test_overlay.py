@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given, settings
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from skimage.io import imread
 
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.errors import InputError
-from spatialdata_segment.pl import overlay, save_overlay
+from spatialdata_segment.pl import maximum_projection, orthogonal_views, overlay, save_overlay
 from spatialdata_segment.pl._draw import outlines
 from spatialdata_segment.testing import Tissue, strategies
 
@@ -111,12 +113,67 @@ def test_wrong_input_is_named():
         overlay(BLOCK.image, BLOCK.cells[:50])
     with pytest.raises(InputError, match="expected an array"):
         overlay(np.zeros((2, 3, 4, 5)))
-    with pytest.raises(InputError, match="pass crop="):
+    with pytest.raises(InputError, match="has no pixel"):
         overlay(da.zeros((10, 10)), crop=(slice(4, 4), slice(0, 9)))
     with pytest.raises(InputError, match="Crop"):
         overlay(BLOCK.image, crop=(slice(5, 5), slice(0, 9)))
     with pytest.raises(InputError, match="Channels"):
         overlay(BLOCK.image, channels=[2])
+
+
+def test_a_crop_outside_and_one_that_is_too_large_are_told_apart():
+    with pytest.raises(InputError, match=r"has no pixel of the image \(120, 140\): expected one inside of it"):
+        overlay(BLOCK.image, crop=(slice(500, 600), slice(0, 50)))
+    large = da.zeros((2, 6001, 6001), chunks=1000)
+    with pytest.raises(InputError, match=r"Crop .* 36,012,001 px to draw, .*; pass a smaller crop="):
+        orthogonal_views(large, crop=(slice(0, 2), slice(0, 6001), slice(0, 6001)))
+    with pytest.raises(InputError, match=r"^Image .* 36,012,001 px to draw, .*; pass crop="):
+        orthogonal_views(large)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_pixels_without_a_value_are_left_out_of_the_contrast(bad):
+    image = BLOCK.image[0].astype(np.float32)
+    seen = overlay(image[:, 30:]).images[0].get_array()
+    holed = image.copy()
+    holed[:, :30] = bad
+    picture = overlay(holed).images[0].get_array()
+    np.testing.assert_array_equal(picture[:, 30:], seen)
+    assert seen.std() > 0.1
+    assert (picture[:, :30] == (0 if np.isnan(bad) else 1)).all()
+    assert not overlay(np.full((8, 9), np.nan)).images[0].get_array().any()
+
+
+def test_masks_of_any_name_are_in_the_legend():
+    """Matplotlib would hide the first, and fail on the second as a formula."""
+    masks = {"_a": BLOCK.cells, "b$_{c$": BLOCK.nuclei}
+    for ax in (overlay(BLOCK.image, masks), overlay(BLOCK.image, masks, ax=Figure().add_subplot())):
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == list(masks)
+        FigureCanvasAgg(ax.figure).draw()
+        colors = [mpl.colors.to_hex(line.get_color()) for line in ax.get_legend().get_lines()]
+        assert colors == [mpl.colors.to_hex(c.get_color()[0]) for c in ax.collections]
+    volume = np.stack([BLOCK.image[0]] * 3), {"_a": np.stack([BLOCK.cells] * 3), "b$_{c$": np.stack([BLOCK.nuclei] * 3)}
+    told = [text.get_text() for text in maximum_projection(*volume).get_legend().get_texts()]
+    assert [text.partition(":")[0] for text in told] == list(masks)
+    (legend,) = orthogonal_views(*volume)[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(masks)
+    legend.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("shape", [(40, 140), (120, 30), (120, 140)])
+def test_a_new_figure_has_the_shape_of_the_picture(shape):
+    """Outlines fill it, and the legend hides none of them."""
+    at = tuple(slice(0, n) for n in shape)
+    ax = overlay(BLOCK.image, {"nucleus": BLOCK.nuclei, "cell": BLOCK.cells}, crop=at)
+    ax.figure.canvas.draw()
+    picture, whole, legend = ax.get_window_extent(), ax.figure.bbox, ax.get_legend().get_window_extent()
+    assert picture.height / picture.width == pytest.approx(shape[0] / shape[1], rel=0.02)
+    inch = ax.figure.dpi
+    assert whole.width - picture.width < 1.3 * inch
+    assert whole.height - picture.height < 1.7 * inch
+    assert legend.y0 >= picture.y1
+    assert whole.contains(legend.x0, legend.y0)
+    assert whole.contains(legend.x1, legend.y1)
 
 
 def test_import_leaves_matplotlib_out():

@@ -8,15 +8,18 @@ import numpy as np
 
 from spatialdata_segment._results import find_result
 from spatialdata_segment._table import KINDS
+from spatialdata_segment.core.matching import Reason
 from spatialdata_segment.errors import InputError, MissingError
 from spatialdata_segment.pl._draw import COLORS
 from spatialdata_segment.pl._dropped import reason_color
+from spatialdata_segment.pl._marks import literal
 from spatialdata_segment.pl._numbers import (
     area_unit,
     bounds,
     density_map,
     fate_counts,
     intensity_quantiles,
+    judged,
     masks_of,
 )
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _PLURAL = {"nucleus": "nuclei", "cell": "cells"}
+_OF_MATCHING = [r.text for r in (Reason.UNMATCHED, Reason.MULTINUCLEATED, Reason.PARTNER_DROPPED)]
+"""Reasons for which the matching drops a nucleus."""
 
 
 def sizes(sdata: SpatialData, *, key: str = "segmentation", bins: int = 50, ax: Axes | None = None) -> Axes:
@@ -45,7 +50,8 @@ def sizes(sdata: SpatialData, *, key: str = "segmentation", bins: int = 50, ax: 
 
     Returns
     -------
-    The axes: px, or µm² (µm³) where the pixel size is known. Bounds of size filters that acted are dashed lines.
+    The axes: px, or µm² (µm³) where the pixel size is known. What was dropped is
+    dashed; bounds of size filters that acted are dotted lines. What a later run replaced is left out.
 
     Raises
     ------
@@ -56,12 +62,13 @@ def sizes(sdata: SpatialData, *, key: str = "segmentation", bins: int = 50, ax: 
     factor, unit = area_unit(result)
     ax = _axes(ax)
     masks = masks_of(result)
-    areas = {m: result.candidates_of(m)["area"].to_numpy(np.float64) * factor for m in masks}
+    rows = {m: judged(result.candidates_of(m)) for m in masks}
+    areas = {m: rows[m]["area"].to_numpy(np.float64) * factor for m in masks}
     positive = [a[a > 0] for a in areas.values() if (a > 0).any()]
     low, high = (min(a.min() for a in positive), max(a.max() for a in positive)) if positive else (1.0, 10.0)
     edges = np.geomspace(low * 0.95, high * 1.05, bins + 1).tolist()
     for mask in masks:
-        kept = result.candidates_of(mask)["is_kept"].to_numpy(bool)
+        kept = rows[mask]["is_kept"].to_numpy(bool)
         color = COLORS[mask]
         ax.hist(areas[mask][kept], edges, color=color, alpha=0.55, label=f"{_PLURAL[mask]} kept ({kept.sum():,})")
         if (~kept).any():
@@ -111,7 +118,8 @@ def intensities(
     rows = [intensity_quantiles(result, c) for c in wanted]
     ends = ("whislo", "q1", "med", "q3", "whishi")
     boxes = [
-        {"label": c, "fliers": [], **dict(zip(ends, row, strict=True))} for c, row in zip(wanted, rows, strict=True)
+        {"label": literal(c), "fliers": [], **dict(zip(ends, row, strict=True))}
+        for c, row in zip(wanted, rows, strict=True)
     ]
     ax.bxp(
         boxes[::-1],
@@ -139,7 +147,7 @@ def fates(sdata: SpatialData, *, key: str = "segmentation", ax: Axes | None = No
 
     Returns
     -------
-    The axes; the legend gives the numbers.
+    The axes; the legend gives the numbers. What a later run replaced is left out.
 
     Raises
     ------
@@ -173,7 +181,7 @@ def fates(sdata: SpatialData, *, key: str = "segmentation", ax: Axes | None = No
 
 
 def matching(sdata: SpatialData, *, key: str = "segmentation", ax: Axes | None = None) -> Axes:
-    """Draw which share of each nucleus lies in its cell, of the nuclei kept and dropped, and the threshold.
+    """Draw which share of each nucleus lies in its cell, and the threshold: of nuclei kept and dropped, side by side.
 
     Parameters
     ----------
@@ -182,7 +190,8 @@ def matching(sdata: SpatialData, *, key: str = "segmentation", ax: Axes | None =
 
     Returns
     -------
-    The axes; counts on a logarithmic axis.
+    The axes; counts on a logarithmic axis. Dropped are those that the matching dropped: nuclei that a size filter,
+    the region or a method had refused before are left out, and what a later run replaced.
 
     Raises
     ------
@@ -197,9 +206,11 @@ def matching(sdata: SpatialData, *, key: str = "segmentation", ax: Axes | None =
     ax = _axes(ax)
     nuclei = result.candidates_of("nucleus")
     share, kept = nuclei["overlap_fraction"].to_numpy(np.float64), nuclei["is_kept"].to_numpy(bool)
+    lost = nuclei["drop_reason"].isin(_OF_MATCHING).to_numpy(bool)
     edges = np.linspace(0, 1, 41).tolist()
-    parts, names = [share[kept], share[~kept]], [f"kept ({kept.sum():,})", f"dropped ({(~kept).sum():,})"]
-    ax.hist(parts, edges, stacked=True, color=["#59a14f", "#e15759"], label=names)
+    parts = [("kept", kept, "#59a14f"), *([("dropped", lost, "#e15759")] if lost.any() else [])]
+    names = [f"{name} ({of.sum():,})" for name, of, _ in parts]
+    ax.hist([share[of] for _, of, _ in parts], edges, color=[color for *_, color in parts], label=names)
     threshold = result.metadata.get("workflow", {}).get("filtering_threshold_mask_matching")
     if threshold is not None and kept.any():
         ax.axvline(threshold, color="#888888", linestyle=":", linewidth=1.5, label=f"threshold {threshold:g}")

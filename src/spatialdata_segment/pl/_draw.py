@@ -31,8 +31,10 @@ def palette(names: Iterable[str], colors: Mapping[str, str] | None) -> dict[str,
 
 
 def limits(planes: Iterable[NDArray[Any]], quantiles: tuple[float, float]) -> tuple[float, float]:
-    """Return what of one channel is drawn black and what full: quantiles of all planes that are shown."""
-    low, high = np.quantile(np.concatenate([p.ravel() for p in planes]), quantiles)
+    """Return what of one channel is drawn black and what full: quantiles of the finite pixels of all planes shown."""
+    values = np.concatenate([p.ravel() for p in planes])
+    values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    low, high = np.quantile(values, quantiles) if len(values) else (0.0, 1.0)
     return float(low), float(high)
 
 
@@ -50,12 +52,12 @@ def shades(n: int, tints: Sequence[str] | None) -> list[tuple[float, float, floa
 def blend(
     planes: Sequence[NDArray[Any]], ends: Sequence[tuple[float, float]], tints: Sequence[str] | None = None
 ) -> NDArray[np.float32]:
-    """Return the channels as RGB in 0..1: each stretched between its ends, tinted, added."""
+    """Return the channels as RGB in 0..1: each stretched between its ends, tinted, added. NaN is black."""
     colors = shades(len(planes), tints)
     picture = np.zeros((*planes[0].shape, 3), np.float32)
     for plane, (low, high), tint in zip(planes, ends, colors, strict=True):
         grey = (plane.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
-        picture += np.clip(grey, 0, 1)[..., None] * np.asarray(tint, np.float32)
+        picture += np.nan_to_num(np.clip(grey, 0, 1))[..., None] * np.asarray(tint, np.float32)
     return np.clip(picture, 0, 1)
 
 

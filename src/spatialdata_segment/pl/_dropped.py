@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spatialdata_segment.pl._numbers import judged
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -25,13 +27,18 @@ REASON_COLORS = {
 }
 """Reason of the candidates table -> colour."""
 _LEAST = 4.0
-"""Points (1/72 inch) below which the side of a box is drawn as a point."""
+"""Points (1/72 inch) below which the side of a box is drawn as a dot."""
+_DOT = 16.0
+"""Square points of a dot: as wide as the smallest box."""
 
 
 def among(candidates: pd.DataFrame, extent: tuple[float, float, float, float], z: int | None) -> pd.DataFrame:
-    """Return the dropped candidates whose boxes share something with (left, right, top, bottom), of the plane ``z``."""
+    """Return the dropped candidates whose boxes share something with (left, right, top, bottom), of the plane ``z``.
+
+    What a later run replaced is left out.
+    """
     left, right, top, bottom = extent
-    rows = candidates[~candidates["is_kept"].to_numpy(bool)]
+    rows = judged(candidates[~candidates["is_kept"].to_numpy(bool)])
     met = (rows["bbox_x_min"] < right) & (rows["bbox_x_max"] > left)
     met &= (rows["bbox_y_min"] < bottom) & (rows["bbox_y_max"] > top)
     if z is not None and "bbox_z_min" in rows:
@@ -45,9 +52,9 @@ def reason_color(reason: str) -> str:
 
 
 def draw_dropped(ax: Axes, rows: pd.DataFrame, linewidth: float = 0.8, points: float | None = None) -> None:
-    """Draw the boxes of candidates, a collection a reason; points where the boxes would be too small.
+    """Draw the boxes of candidates, a collection a reason; dots where the boxes would be too small.
 
-    ``points``: points in any case, of this area in square points.
+    ``points``: dots in any case, of this area in square points.
     """
     from matplotlib.collections import LineCollection
 
@@ -63,10 +70,11 @@ def draw_dropped(ax: Axes, rows: pd.DataFrame, linewidth: float = 0.8, points: f
             ax.scatter(
                 middle[:, 0],
                 middle[:, 1],
-                s=points or 5,
+                s=points or _DOT,
                 color=reason_color(reason),
                 label=name,
-                linewidths=0,
+                edgecolors="black",
+                linewidths=0.5,
                 zorder=3,
             )
             continue

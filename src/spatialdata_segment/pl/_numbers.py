@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import issparse
 
-from spatialdata_segment._table import KINDS
+from spatialdata_segment.core.matching import Reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,12 +32,17 @@ def density_map(result: Result) -> tuple[NDArray[np.float64], tuple[NDArray[np.f
 
 def masks_of(result: Result) -> list[str]:
     """Return the masks that have candidates, or would have."""
-    there = set(result.candidates["kind"].astype(str))
-    return [m for m in KINDS if m in there] or [result.main]
+    return result.masks
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the candidates but for those that a later run replaced: these were no failure of any run."""
+    return rows[(rows["drop_reason"] != Reason.REPLACED.text).to_numpy(bool)]
 
 
 def fate_counts(rows: pd.DataFrame) -> dict[str, int]:
-    """Return how many candidates were kept, and how many dropped for each reason that occurs."""
+    """Return how many candidates were kept, and how many dropped for each reason that occurs, see :func:`judged`."""
+    rows = judged(rows)
     kept = rows["is_kept"].to_numpy(bool)
     reasons = rows["drop_reason"].astype(str)[~kept].value_counts()
     return {"kept": int(kept.sum()), **{str(r): int(n) for r, n in reasons.items() if n}}
@@ -61,7 +67,9 @@ def bounds(result: Result, mask: str) -> list[float]:
 
 
 def intensity_quantiles(result: Result, channel: str) -> list[float]:
-    """Return the 1st, 25th, 50th, 75th and 99th percentile of the cells' mean intensities; NaN without a cell."""
+    """Return percentiles 1, 25, 50, 75 and 99 of the cells' mean intensities, of those that are there; NaN for none."""
     at = [str(c) for c in result.table.var_names].index(channel)
-    values = np.asarray(result.table.X[:, at], np.float64).ravel()
+    column = result.table.X[:, at]
+    values = np.asarray(column.toarray() if issparse(column) else column, np.float64).ravel()
+    values = values[np.isfinite(values)]
     return np.quantile(values, (0.01, 0.25, 0.5, 0.75, 0.99)).tolist() if len(values) else [float("nan")] * 5

@@ -10,7 +10,7 @@ from spatialdata_segment.errors import InputError, is_whole
 from spatialdata_segment.pl._draw import blend, limits, outlines, palette, shades, show
 from spatialdata_segment.pl._dropped import among, draw_dropped
 from spatialdata_segment.pl._input import read_input
-from spatialdata_segment.pl._marks import add_legend, scale_bar
+from spatialdata_segment.pl._marks import add_legend, new_axes, scale_bar
 from spatialdata_segment.pl._source import MOST_PIXELS, source
 
 if TYPE_CHECKING:
@@ -71,13 +71,14 @@ def overlay(
     linewidth
         Of the outlines, in points.
     dropped
-        With an object: draw the boxes of the candidates that were dropped too, coloured by the reason.
+        With an object: draw the boxes of the candidates that were dropped too, coloured by the reason. What a later run
+        replaced is left out.
     pixel_size
         µm a pixel, a number or one per axis, for a scale bar. None: that of the result in an object, if it has one.
     legend
-        Name channels, masks and reasons, where there are several.
+        Name channels, masks and reasons, where there are several: above the picture, in axes of yours in a corner.
     ax
-        Where to draw; a new figure by default.
+        Where to draw; by default a new figure of the picture's shape.
 
     Returns
     -------
@@ -104,11 +105,9 @@ def overlay(
         at = (found.index(0, z), *at)
     planes = [np.asarray(c[at]) for c in found.channels]
     picture = blend(planes, [limits([p], quantiles) for p in planes], given.tints)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(7, 7), layout="constrained")[1]
     (top, left), (bottom, right) = found.extent.start[-2:], found.extent.stop[-2:]
+    aspect = 1.0 if given.pixel_size is None else given.pixel_size[-2] / given.pixel_size[-1]
+    is_new, ax = ax is None, new_axes((bottom - top) * aspect, right - left) if ax is None else ax
     show(
         ax,
         picture,
@@ -116,7 +115,7 @@ def overlay(
         palette(found.masks, colors),
         extent=(left, right, top, bottom),
         names=("x", "y"),
-        aspect=1.0 if given.pixel_size is None else given.pixel_size[-2] / given.pixel_size[-1],
+        aspect=aspect,
         linewidth=linewidth,
     )
     if dropped and given.result is not None:
@@ -125,7 +124,8 @@ def overlay(
         scale_bar(ax, given.pixel_size[-1], right - left)
     if legend:
         named = given.names if len(given.names) > 1 else ()
-        add_legend(ax, dict(zip(named, shades(len(given.names), given.tints), strict=False)))
+        channels_drawn = dict(zip(named, shades(len(given.names), given.tints), strict=False))
+        add_legend(ax, channels_drawn, found.masks, above=is_new)
     return ax
 
 

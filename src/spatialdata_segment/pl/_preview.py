@@ -10,11 +10,14 @@ import numpy as np
 from spatialdata_segment._elements import read_image
 from spatialdata_segment._preview import previews
 from spatialdata_segment._results import find_image, find_result
+from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.errors import InputError, is_whole
+from spatialdata_segment.pl._marks import DARK, draw_legend, drawn_in, make_room
 from spatialdata_segment.pl._numbers import fate_counts, masks_of
 from spatialdata_segment.pl._overlay import overlay
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -52,7 +55,8 @@ def preview(
         As for `segment`; ``sdata`` is not changed.
     workflows
         A mapping from names to what `segment` takes as ``workflow``, ``{"usual": "dapi", "strict": Workflow(...)}``; or
-        one workflow, not as a mapping.
+        one workflow, not as a mapping. A bare method makes cells, as in `segment`; beside workflows that all make
+        nuclei alone its objects are taken for nuclei, if it reads the same channels for them.
     centers
         ``(x, y)`` of the crops' centres, in px of the scale; or how many: the first is where the first channel is
         brightest on average, the others are darker, down to the lower quartile.
@@ -61,9 +65,9 @@ def preview(
     show_channels
         As ``channels`` of :func:`overlay`.
     dropped
-        Draw the boxes of the candidates that were dropped.
+        Draw the boxes of the candidates that were dropped, as dots where they would be too small.
     axes
-        A row a crop, a column a workflow; a new figure by default.
+        A row a crop, a column a workflow; by default a new figure, with a legend below.
     **options
         Of `segment`, see `plan`; no region.
 
@@ -80,7 +84,7 @@ def preview(
     --------
     >>> pl.preview(sdata, "image", {"usual": "dapi", "smoother": ThresholdNuclei(sigma=3)}, centers=2)
     """
-    named = dict(workflows) if isinstance(workflows, Mapping) else {"": workflows}
+    named = alike(workflows if isinstance(workflows, Mapping) else {"": workflows})
     if not named:
         raise InputError("workflows is empty: expected a mapping from names to workflows, or one workflow")
     places = _places(sdata, image_key, scale, centers, size)
@@ -96,9 +100,25 @@ def preview(
             z = None if len(shape) == 2 else shape[0] // 2
             overlay(crop, image_key, key=key, z=z, channels=show_channels, dropped=dropped, legend=False, ax=ax)
             place = f"x {at[0]:.0f}, y {at[1]:.0f}"
-            ax.set_title(f"{name or place}\n{_counts(crop, key)}", fontsize="medium")
+            ax.set_title(f"{name or place}\n{_counts(crop, key)}", fontsize="medium", parse_math=False)
             ax.set(xlabel="", ylabel=place if column == 0 and name else "", xticks=[], yticks=[])
+    if axes is None:
+        _name_all(drawn)
     return drawn
+
+
+def alike(workflows: Mapping[str, Any]) -> dict[str, Workflow]:
+    """Return workflows by name, bare methods as nuclei where all others make these alone.
+
+    A method that reads other channels for nuclei than for cells stays what `segment` makes of it.
+    """
+    flows = {name: as_workflow(given) for name, given in workflows.items()}
+    bare = [name for name, given in workflows.items() if not isinstance(given, str | Workflow | Mapping)]
+    masks = {mask for name, flow in flows.items() if name not in bare for mask in flow.methods()}
+    if masks == {"nucleus"}:
+        methods = {name: flows[name].methods()["cell"] for name in bare}
+        flows |= {n: Workflow(nucleus=m) for n, m in methods.items() if m.roles("nucleus") == m.roles("cell")}
+    return flows
 
 
 def places_of(picture: Picture, n: int, size: int) -> list[tuple[float, float]]:
@@ -122,12 +142,15 @@ def _places(
 ) -> list[tuple[float, float]]:
     """Return the centres given, or as many as are asked for."""
     if not is_whole(centers):
-        given = np.asarray(centers, np.float64)
-        if given.ndim != 2 or given.shape[1] != 2 or not len(given):
-            raise InputError(f"centers={centers!r}, expected how many, or a list of (x, y)")
+        try:
+            given = np.asarray(centers, np.float64)
+        except (TypeError, ValueError):
+            given = np.empty(0)
+        if given.ndim != 2 or given.shape[1] != 2 or not len(given) or not np.isfinite(given).all():
+            raise InputError(f"centers={centers!r}: expected how many, or a list of (x, y) in px")
         return [(float(x), float(y)) for x, y in given]
     if centers < 1:
-        raise InputError(f"centers={centers}, expected at least 1, or a list of (x, y)")
+        raise InputError(f"centers={centers}: expected at least 1, or a list of (x, y) in px")
     shape = read_image(sdata, image_key, scale).data.shape[1:]
     return places_of(find_image(sdata, image_key, shape), centers, size)
 
@@ -140,6 +163,17 @@ def _counts(crop: SpatialData, key: str) -> str:
     lost = sum(sum(of.values()) - of["kept"] for of in counts.values())
     told = ", ".join(f"{of['kept']:,} {plural[m]}" for m, of in counts.items())
     return f"{told}; {lost:,} dropped"
+
+
+def _name_all(drawn: NDArray[np.object_]) -> None:
+    """Name what is drawn in any of the axes in one legend below them; the numbers of each stand in its title."""
+    names: dict[str, Artist] = {}
+    for ax in drawn.ravel():
+        names |= {name.partition(" (")[0]: artist for name, artist in drawn_in(ax)}
+    figure = drawn[0, 0].figure
+    columns = 2 * drawn.shape[1]
+    make_room(figure, len(names), columns)
+    draw_legend(figure, [*names.items()], loc="outside lower center", ncols=columns, **DARK)
 
 
 def _new_axes(rows: int, columns: int) -> NDArray[np.object_]:

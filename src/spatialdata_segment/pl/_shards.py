@@ -8,7 +8,7 @@ import numpy as np
 
 from spatialdata_segment._evidence import ALONG_Z, IN_PLANE, SeamProfile, crosses, seam_profiles
 from spatialdata_segment._results import Result, find_image, find_result
-from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.errors import MissingError
 from spatialdata_segment.pl._charts import _axes
 from spatialdata_segment.pl._draw import COLORS
 from spatialdata_segment.pl._overlay import overlay
@@ -98,31 +98,39 @@ def seams(
 
     Returns
     -------
-    The axes. Seams that cut objects would stand out at 0. Of a volume the seams along z are drawn by themselves, by
-    their distance in planes: labels differ more from plane to plane than from pixel to pixel.
+    The axes: of the pairs of pixels with a label, the share whose labels differ. Seams that cut objects would stand out
+    at 0. Of a volume the seams along z are drawn by themselves, by their distance in planes: labels differ more from
+    plane to plane than from pixel to pixel. Where there is no seam to look at, because the image was segmented in one
+    piece, or in cores of less than 8 px (or planes), the axes say so.
 
     Raises
     ------
     MissingError
         If there is no such result, or the record of its run is not known.
-    InputError
-        If the image was segmented in one piece, or in cores of less than 8 px (or planes).
     """
     from matplotlib.ticker import MaxNLocator
 
     result = find_result(sdata, key)
     mask, plan, _ = plan_of(result, mask)
     found = seam_profiles(result.labels[mask].arrays[0], plan["chunks"], n_windows, np.random.default_rng(rng))
-    if not found:
-        raise InputError(f"the run of {key!r} has no seams: its cores are {plan['chunks']}")
     ax = _axes(ax)
+    if not found:
+        is_one = all(len(c) == 1 for c in plan["chunks"])
+        return _say(ax, "one shard: no seams" if is_one else "shards too small to tell seams")
     for name, profile in found.items():
         _draw_profile(ax, profile, _PROFILES[name], "" if len(plan["chunks"]) == 2 else f"{name}: ")
     unit = "px" if ALONG_Z not in found else "px; along z planes" if IN_PLANE in found else "planes"
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel=f"distance from the seam ({unit})", ylabel="pairs of pixels\nthat differ (%)")
+    ax.set(xlabel=f"distance from the seam ({unit})", ylabel="pairs with a label\nthat differ (%)")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize="small", frameon=False)
+    return ax
+
+
+def _say(ax: Axes, text: str) -> Axes:
+    """Write why there is nothing to draw."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="#888888")
+    ax.set(xticks=[], yticks=[])
     return ax
 
 

@@ -126,8 +126,11 @@ def source(
         found = _thinned(found, -(-max(found.box.shape[-2:]) // side))
     planes = [(a, b) for a in shown for b in shown if a < b]
     most = max(found.box.shape[a] * found.box.shape[b] for a, b in planes)
-    if box.size == 0 or most > MOST_PIXELS:
-        raise InputError(f"Crop {crop} of an image {shape}: expected 1 to {MOST_PIXELS:,} pixels; pass crop=.")
+    if box.size == 0:
+        raise InputError(f"Crop {crop} has no pixel of the image {shape}: expected one inside of it, in its px.")
+    if most > MOST_PIXELS:
+        what, way = ("Image", "crop=") if crop is None else (f"Crop {crop} of the image", "a smaller crop=")
+        raise InputError(f"{what} {shape}: {most:,} px to draw, expected {MOST_PIXELS:,} at most; pass {way}.")
     return found
 
 

@@ -23,6 +23,7 @@ from spatialdata_segment.pl._draw import (
     silhouettes,
 )
 from spatialdata_segment.pl._input import read_input
+from spatialdata_segment.pl._marks import draw_legend, drawn_in, new_axes
 from spatialdata_segment.pl._source import source
 
 if TYPE_CHECKING:
@@ -130,9 +131,10 @@ def orthogonal_views(
         xy.set_xlabel("")
         zy.set_ylabel("")
     if legend and len(found.masks) > 1 and axes is None:
-        xy.figure.legend(handles=list(xy.collections), loc="lower right", fontsize="small")
+        figure: Any = xy.figure
+        draw_legend(figure, drawn_in(xy, found.masks), loc="lower right")
     elif legend and len(found.masks) > 1:
-        xy.legend(loc="upper right", fontsize="small")
+        draw_legend(xy, drawn_in(xy, found.masks), loc="upper right")
     return xy, zy, xz
 
 
@@ -190,11 +192,10 @@ def maximum_projection(
     size = given.pixel_size or (1.0, 1.0, 1.0)
     order = (seen, down, right)
     planes = [np.asarray(c[found.box.slices].transpose(order).max(axis=0)) for c in found.channels]
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(7, 7), layout="constrained")[1]
     shape = (planes[0].shape[0], planes[0].shape[1])
+    (left, top), (end, bottom) = ([e[right], e[down]] for e in (found.extent.start, found.extent.stop))
+    if ax is None:
+        ax = new_axes((bottom - top) * size[down], (end - left) * size[right])
     lines, names = {}, {}
     for name, mask in found.masks.items():
         triples = _columns(mask[found.box.slices].transpose(order))
@@ -202,7 +203,6 @@ def maximum_projection(
         names[name] = f"{name}: {n} objects" + (f", {over} over or under another" if over else "")
         lines[names[name]] = silhouettes(triples, shape)
     shades = {names[name]: color for name, color in palette(found.masks, colors).items()}
-    (left, top), (end, bottom) = ([e[right], e[down]] for e in (found.extent.start, found.extent.stop))
     show(
         ax,
         blend(planes, [limits([p], quantiles) for p in planes], given.tints),
@@ -214,7 +214,8 @@ def maximum_projection(
         linewidth=linewidth,
     )
     if legend and lines:
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False, fontsize="small")
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "frameon": False}
+        draw_legend(ax, drawn_in(ax, lines), **place)
     return ax
 
 

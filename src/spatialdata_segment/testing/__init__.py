@@ -1,7 +1,7 @@
 """What tests need: synthetic tissue with ground truth, accuracy scores, strategies, the contract of methods.
 
 Importing it needs neither pytest nor hypothesis: the strategies import hypothesis when they are called, and
-`MethodTests` imports pytest when it is asked for.
+`MethodTests` imports pytest when it is asked for, and is not part of ``import *``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from spatialdata_segment.testing.scores import Scores, match_scores
 from spatialdata_segment.testing.tissue import Tissue, TissueBlock
 
 if TYPE_CHECKING:
-    from spatialdata_segment.testing.methods import MethodTests
+    from spatialdata_segment.testing.methods import MethodTests as MethodTests
 
-__all__ = ["MethodTests", "Scores", "Tissue", "TissueBlock", "match_scores", "strategies"]
+__all__ = ["Scores", "Tissue", "TissueBlock", "match_scores", "strategies"]
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "MethodTests"])
 
 
 def __getattr__(name: str) -> Any:
