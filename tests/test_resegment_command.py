@@ -30,7 +30,7 @@ def begin(tmp_path_factory):
     path = tmp_path_factory.mktemp("begin") / "a.zarr"
     sdata = Tissue((130, 150), seed=3, cell_diameter=20, touching=0.6).to_spatialdata(chunks=64)
     sdata["fold"] = ShapesModel.parse(GeoDataFrame(geometry=[box(*BOX)]))
-    segment(sdata, "image", FLOW, n_jobs=1, progress=False).write(path)
+    segment(sdata, "image", FLOW, pixel_size=0.5, n_jobs=1, progress=False).write(path)
     path.with_name("finer.yaml").write_text(yaml.safe_dump(FINER.model_dump(mode="json")))
     return path
 

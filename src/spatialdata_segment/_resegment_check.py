@@ -20,7 +20,7 @@ from spatialdata_segment.core.measure import locate
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -120,7 +120,7 @@ def _check_pixel_size(request: Request, table: AnnData, known: Mapping[str, Any]
     given, unit = request.info.pixel_size, "area_um2" if request.info.ndim == 2 else "volume_um3"
     if "pixel_size" in known:
         was = known["pixel_size"]
-        is_same = was is given or (None not in (was, given) and np.allclose(was, given, rtol=1e-6, atol=0))
+        is_same = (was is None and given is None) or _same_size(was, given)
         of = f"pixel_size={was}"
     elif unit in table.obs:  # of cells that other programs found
         area = float((table.obs[unit] / table.obs["area"]).median())
@@ -133,6 +133,10 @@ def _check_pixel_size(request: Request, table: AnnData, known: Mapping[str, Any]
             f"the result {request.key_added!r} has {of}, and this call pixel_size={given}: {unit} of old and of new "
             "cells would not mean the same. Pass that of the result, or segment the whole again"
         )
+
+
+def _same_size(was: Sequence[float] | None, given: Sequence[float] | None) -> bool:
+    return was is not None and given is not None and bool(np.allclose(was, given, rtol=1e-6, atol=0))
 
 
 def _check_means(request: Request, before: Before, table: AnnData) -> None:
