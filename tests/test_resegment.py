@@ -579,7 +579,7 @@ def test_a_result_of_labels_says_what_it_is(results):
         progress=False,
     )  # fmt: skip
     filter_labels(sdata, "segmentation_cell_labels", SizeFilter(min_size=9), key_added="f", progress=False)
-    told = r"'{}' was not segmented from an image: .*resegment\(..., key_added='segmentation'\)"
+    told = r"'{}' was not segmented from an image: .*resegment with key_added='segmentation'"
     refused(sdata, told.format("m"), PAIR, key_added="m")
     refused(sdata, told.format("f"), ThresholdNuclei(), key_added="f")
 

@@ -159,7 +159,7 @@ def test_killed_in_the_exchange_and_called_again(store, expected, capsys, monkey
         (["--region", "fold", "--workflow", "dapi"], "has the mask nucleus and cell"),
         (["--region", "fold", "--report", "no/report.html"], "the folder no of --report is not there"),
         (["--region", "fold", "--sbatch", "job.sh"], "--sbatch without --cluster"),
-        (["--region", "fold", "--shard-size", "0"], "shard_size=0"),
+        (["--region", "fold", "--shard-size", "0"], "--shard-size 0, expected"),
     ],
 )
 @pytest.mark.parametrize("dry", [False, True])

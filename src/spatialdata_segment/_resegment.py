@@ -242,7 +242,7 @@ def _before(sdata: SpatialData, key_added: str) -> Before:
     if not labels:
         raise MissingError(
             f"the object has no result {key_added!r}, expected labels {key_added}_nucleus_labels or "
-            f"{key_added}_cell_labels: segment the image first, or pass another key_added"
+            f"{key_added}_cell_labels: segment the image first, or pass another key_added="
         )
     shapes = [n for n, kind in names.items() if kind == "shapes" and n in sdata.shapes]
     return Before(

@@ -86,7 +86,7 @@ def _check_source(request: Request, before: Before, known: Mapping[str, Any]) ->
     if known and "workflow" not in known:
         ends = "_nucleus_labels", "_cell_labels"
         keys = sorted({n.removesuffix(end) for n in found for end in ends if n.endswith(end)})
-        how = f"resegment(..., key_added={keys[0]!r})" if keys else "segment their region elsewhere"
+        how = f"resegment with key_added={keys[0]!r}" if keys else "segment their region elsewhere"
         raise InputError(
             f"the result {request.key_added!r} was not segmented from an image: match_nuclei or filter_labels made it "
             f"from the labels {told}. Change those ({how}), and match or filter them again, with "
