@@ -149,7 +149,7 @@ def test_errors_are_one_line(tmp_path, capsys):
         ("--workflow", "nuclei-smal"): "unknown workflow 'nuclei-smal' (did you mean 'nuclei-small'?)",
         ("--workflow", "wga"): "takes more than a nuclear stain (seeded-watershed, cell)",
         ("--workflow", "cytosol_only_cellpose"): "takes more than a nuclear stain (cellpose, cell)",
-        ("--shard-size", "0", "--size", str(SIZE)): "shard_size",
+        ("--shard-size", "0", "--size", str(SIZE)): "--shard-size 0, expected",
         ("--channel", "2", "--size", str(SIZE)): "expected 0 to 1",
     }
     for args, message in cases.items():

@@ -232,7 +232,7 @@ def test_a_batch_script_of_the_command(store, tmp_path, monkeypatch, capsys):
         (["run", "a.zarr", "--workflow", "dap"], "did you mean 'dapi'"),
         (["run", "a.zarr", "--workflow", "no.yaml"], "configuration no.yaml is not there"),
         (["run", "a.zarr", "--workflow", "bad.yaml"], "configuration bad.yaml not valid: line 1: core: unknown"),
-        (["run", "a.zarr", "--shard-size", "0"], "shard_size=0"),
+        (["run", "a.zarr", "--shard-size", "0"], "--shard-size 0, expected"),
         (["run", "a.zarr", "--devices", "gpu"], "'gpu' is no device"),
         (["run", "a.zarr", "--cluster-config", "c.yaml"], "--cluster-config without --cluster"),
         (["run", "a.zarr", "--sbatch", "job.sh"], "--sbatch without --cluster"),

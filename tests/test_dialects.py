@@ -27,7 +27,7 @@ from spatialdata_segment.cli import main
 from spatialdata_segment.engine import devices
 from spatialdata_segment.engine.events import Event, listen
 from spatialdata_segment.engine.executor import cores
-from spatialdata_segment.errors import InputError, MissingError
+from spatialdata_segment.errors import InputError, MissingError, SegmentationWarning
 from spatialdata_segment.testing import Tissue
 from spatialdata_segment.testing.dummies import DummyNetwork
 
@@ -354,7 +354,7 @@ def test_gpus_that_are_not_there_are_told_and_on_record(store: Path, monkeypatch
     record = json.loads((store / ".spatialdata_segment" / "segmentation.run.json").read_text())
     assert (record["devices"], record["parameters"]["device"]) == (["cpu"], "cpu")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", SegmentationWarning)
         segment(sdata, "image", "dapi", key_added="b", devices=2, progress=False)  # no network
 
 

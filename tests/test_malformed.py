@@ -92,12 +92,12 @@ COMMANDS = [
     ("run one.zarr --workflow wga", "needs 2 channels"),
     # options
     ("run S --channels 7", "has no channel 7; expected 0 to 1"),
-    ("run S --bounding-box 5,5,1,1", "bounding_box=.* expected .x_min, y_min, x_max, y_max"),
+    ("run S --bounding-box 5,5,1,1", "--bounding-box .* expected .x_min, y_min, x_max, y_max"),
     ("run S --bounding-box 900,900,950,950", "empty|outside|no pixel|region"),
-    ("run S --overlap-px 2", "overlap_px=2: expected a whole number"),
-    ("run S --shard-size -5", "shard_size=-5, expected the pixels of a core"),
-    ("run S --n-jobs 0", "n_jobs=0"),
-    ("run S --pixel-size -1", "pixel_size"),
+    ("run S --overlap-px 2", "--overlap-px 2: expected a whole number"),
+    ("run S --shard-size -5", "--shard-size -5, expected the pixels of a core"),
+    ("run S --n-jobs 0", "--n-jobs 0"),
+    ("run S --pixel-size -1", "--pixel-size"),
     ("run S --key-added a/b", "a/b"),
     ("run S --devices cuda:99", "cuda:99"),
     ("run S --scratch text.zarr", "text.zarr is a file"),
@@ -105,7 +105,7 @@ COMMANDS = [
     ("config --from bare.zarr", "0 results are there .none."),
     ("config nothing", "unknown workflow 'nothing'"),
     ("models fetch cyto33", "no model 'cyto33': did you mean 'cyto3'"),
-    ("demo --size 3 --output new", "size=3: expected at least 64 px"),
+    ("demo --size 3 --output new", "--size 3: expected at least 64 px"),
     ("demo --image text.zarr --output new", "text.zarr cannot be read"),
 ]
 

@@ -215,7 +215,7 @@ def test_a_file_is_drawn_in_batches(labels: np.ndarray, whole: gpd.GeoDataFrame,
         assert np.array_equal(polygons_to_labels(path, labels.shape, chunks=17).compute(), labels)
     numbered = polygons_to_labels(tmp_path / "a.parquet", labels.shape, ids=np.arange(1, len(whole) + 1))
     assert np.array_equal(numbered.compute(), np.searchsorted(np.unique(labels), labels))
-    whole.geometry.iloc[7] = Point(1, 1)
+    whole.loc[whole.index[7], "geometry"] = Point(1, 1)
     whole.to_parquet(tmp_path / "b.parquet")
     with pytest.raises(InputError, match=r"b\.parquet, rows 5 to 10: .*Point at position 2"):
         polygons_to_labels(tmp_path / "b.parquet", labels.shape)

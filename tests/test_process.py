@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import spatialdata as sd
 
 from spatialdata_segment import _commands, cli
-from spatialdata_segment.cli import main
+from spatialdata_segment._options import as_options
+from spatialdata_segment.cli import _parser, main
+from spatialdata_segment.errors import SegmentationWarning
 from spatialdata_segment.testing import Tissue
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -220,7 +223,7 @@ def test_dry_runs_of_two_phases(store, tmp_path, capsys):
     [
         (["run", "{store}", "--image", "no"], "no image 'no'"),
         (["run", "{store}", "--channels", "no"], "has no channel 'no'"),
-        (["run", "{store}", "--overlap-px", "1"], "overlap_px=1"),
+        (["run", "{store}", "--overlap-px", "1"], "--overlap-px 1"),
         (["run", "{store}", "--scratch", "{file}"], "is a file"),
         (["run", "{store}", "--scratch", "{full}"], "is not empty"),
         (["predict", "{store}", "--maps", "{full}"], "is not empty"),
@@ -279,3 +282,50 @@ def test_help_pages(name, capsys):
     assert examples
     for example in examples:
         assert cli._parser().parse_args(example.split()[1:]).command == name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("give overwrite=True", "give --overwrite"),
+        ("another key_added=, or", "another --key-added, or"),
+        ("resume=False does it", "--no-resume does it"),
+        ("shard_size=0, expected", "--shard-size 0, expected"),
+        ("overlap_px=(1, 2): no", "--overlap-px 1,2: no"),
+        ("devices='cpu'. Then", "--devices cpu. Then"),
+        ("pixel_size=0.5.", "--pixel-size 0.5."),
+        ("n_jobs={'decode': 2}", "--n-jobs decode=2"),
+        ("bounding_box=[0, 0, 1.5, 2]", "--bounding-box 0,0,1.5,2"),
+        ("no image_key=", "no --image"),
+        # what no option says stays as it is
+        ("overwrite=False, table=True", "overwrite=False, table=True"),
+        ("pixel_size=None", "pixel_size=None"),
+        ("Workflow(nucleus=...)", "Workflow(nucleus=...)"),
+        ("'scale=2' and method.channels=3", "'scale=2' and method.channels=3"),
+        ("the channels of a scale", "the channels of a scale"),
+    ],
+)
+def test_parameters_are_told_as_options(text, expected):
+    options = _parser().parse_args(["run", "a.zarr"]).spelled
+    assert as_options(text, options) == expected
+
+
+def test_errors_and_warnings_speak_of_options(store, monkeypatch, capsys):
+    """On stderr and in JSON; a command of a command has its own options too."""
+    arguments = ["run", str(store), "--quiet", "--json"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    for text in (told.err, json.loads(told.out)["error"]["message"]):
+        assert "exist already; choose another --key-added, or give --overwrite" in text
+
+    def run(*_):
+        warnings.warn("resume=False does it again", SegmentationWarning, stacklevel=2)
+
+    monkeypatch.setattr("spatialdata_segment._commands.do_run", run)
+    assert main(arguments) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["warnings"] == ["--no-resume does it again"]
+    assert "--no-resume does it again" in told.err
+    assert set(_parser().parse_args(["models", "fetch", "nuclei"]).spelled) == {"help", "quiet", "json", "debug"}

@@ -323,6 +323,35 @@ def test_the_record_lies_in_the_store_and_beside_a_scratch(tmp_path):
     assert find_result(again, "segmentation").record == find_result(backed, "segmentation").record == json.loads(inside)
 
 
+@pytest.mark.parametrize("is_backed", [False, True], ids=["memory", "store"])
+def test_the_record_is_written_with_the_object(tmp_path, is_backed):
+    """Into another store; never into the elements, nor, of an object in a store, into any file beside the record."""
+    sdata = Tissue((60, 70), seed=1).to_spatialdata()
+    sdata.attrs["note"] = "mine"
+    if is_backed:
+        sdata.write(tmp_path / "a.zarr")
+        sdata = sd.read_zarr(tmp_path / "a.zarr")
+    shared = sdata.subset(["image"], filter_tables=False)
+    root = {p: p.read_bytes() for p in (tmp_path / "a.zarr").glob("*") if p.name in (".zattrs", "zarr.json")}
+    segment(sdata, "image", ThresholdNuclei(threshold="otsu"), shard_size=1300, progress=False, n_jobs=1)
+    assert shared.attrs == {"note": "mine"}
+    assert all(json.loads(p.read_bytes())["attributes"] == json.loads(b)["attributes"] for p, b in root.items())
+    first = find_result(sdata, "segmentation").record
+    sdata.write(tmp_path / "b.zarr")
+    found = sd.read_zarr(tmp_path / "b.zarr")
+    assert found.attrs["note"] == "mine"
+    assert find_result(found, "segmentation").record == first
+    assert not (tmp_path / "b.zarr" / ".spatialdata_segment").exists()
+    assert np.prod(first["plan"]["cell"]["grid"]) > 1
+    part = sd.bounding_box_query(found, ["x", "y"], [0, 0], [60, 50], target_coordinate_system="global")
+    assert "segmentation" in part.attrs["spatialdata_segment"]
+    assert find_result(part, "segmentation").record is None  # that of the whole is none of a part
+    options = {"shard_size": 5000, "overwrite": True, "progress": False, "n_jobs": 1}
+    segment(found, "image", ThresholdNuclei(threshold="otsu"), **options)
+    again = sd.read_zarr(tmp_path / "b.zarr")  # its attrs still have the first run
+    assert find_result(again, "segmentation").record["plan"]["cell"]["grid"] == [1, 1]
+
+
 def test_of_several_images_each_has_its_own_stages():
     with of_image("a"), clock() as timed:
         emit(Event("shards", 0, 4))

@@ -30,7 +30,7 @@ def begin(tmp_path_factory):
     path = tmp_path_factory.mktemp("begin") / "a.zarr"
     sdata = Tissue((130, 150), seed=3, cell_diameter=20, touching=0.6).to_spatialdata(chunks=64)
     sdata["fold"] = ShapesModel.parse(GeoDataFrame(geometry=[box(*BOX)]))
-    segment(sdata, "image", FLOW, n_jobs=1, progress=False).write(path)
+    segment(sdata, "image", FLOW, pixel_size=0.5, n_jobs=1, progress=False).write(path)
     path.with_name("finer.yaml").write_text(yaml.safe_dump(FINER.model_dump(mode="json")))
     return path
 
@@ -159,7 +159,7 @@ def test_killed_in_the_exchange_and_called_again(store, expected, capsys, monkey
         (["--region", "fold", "--workflow", "dapi"], "has the mask nucleus and cell"),
         (["--region", "fold", "--report", "no/report.html"], "the folder no of --report is not there"),
         (["--region", "fold", "--sbatch", "job.sh"], "--sbatch without --cluster"),
-        (["--region", "fold", "--shard-size", "0"], "shard_size=0"),
+        (["--region", "fold", "--shard-size", "0"], "--shard-size 0, expected"),
     ],
 )
 @pytest.mark.parametrize("dry", [False, True])

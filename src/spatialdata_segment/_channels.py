@@ -151,7 +151,7 @@ def method_channels(
         raise InputError(
             f"{method.name} ({mask}) needs {need} channels (0: nuclear, 1: membrane stain), but {len(base)} "
             f"{'is' if len(base) == 1 else 'are'} given; the image has: {', '.join(names)}. To have it read fewer, "
-            "name them in the method's own channels="
+            "name them as the channels of the method itself"
         )
     return tuple(base[i] for i in wanted)
 

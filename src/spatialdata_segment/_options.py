@@ -107,6 +107,37 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
 
 
+_ALIASES = {"image_key": "image"}
+"""Parameters whose option has another name."""
+
+
+def spelled(parser: argparse.ArgumentParser) -> dict[str, dict[object, str]]:
+    """Return, by parameter, the option that gives each value it can give; None stands for any value."""
+    found: dict[str, dict[object, str]] = {}
+    for action in parser._actions:  # argparse has no other way
+        if action.option_strings:
+            value = action.const if action.nargs == 0 else None
+            found.setdefault(action.dest, {})[value] = action.option_strings[0]
+    return found | {name: found[option] for name, option in _ALIASES.items() if option in found}
+
+
+def as_options(text: str, options: Mapping[str, Mapping[object, str]]) -> str:
+    """Return a message that speaks of parameters (``overwrite=True``, ``scratch=``) with the options of a command."""
+
+    def told(match: re.Match[str]) -> str:
+        flags, given = options[match["name"]], match["value"]
+        if given in ("True", "False"):
+            return flags.get(given == "True", match[0])
+        if given == "None" or (given and None not in flags):
+            return match[0]
+        plain = re.sub(r"['()\[\]{}]", "", given or "").replace(", ", ",").replace(": ", "=")
+        return f"{next(iter(flags.values()))} {plain}".rstrip()
+
+    names = "|".join(sorted(options, key=len, reverse=True))
+    value = r"'[^']*'|\([^()]*\)|\[[^][]*\]|\{[^{}]*\}|[^\s,;:()'\"]*[^\s.,;:()'\"]"
+    return re.sub(rf"(?<![\w.'\"/-])(?P<name>{names})=(?!=)(?P<value>{value})?", told, text)
+
+
 def descriptions(function: Callable[..., Any]) -> dict[str, str]:
     """Return what the section "Parameters" of a numpy docstring says of each."""
     found = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", f"{inspect.getdoc(function)}\n", re.M | re.S)

@@ -57,13 +57,13 @@ def check_outputs(sdata: SpatialData, names: Mapping[str, str], overwrite: bool)
         if name in names and kind != names[name]:
             msg = (
                 f"{name!r} would be written as {names[name]} but names an element of {kind}, and names are "
-                "unique over all kinds; choose another key_added, or rename that element"
+                "unique over all kinds; choose another key_added=, or rename that element"
             )
             raise ExistsError(msg)
     taken = sorted(f"{kind}/{name}" for kind, name in there if name in names)
     if taken and not overwrite:
         more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""
-        msg = f"{', '.join(taken[:3])}{more} exist already; choose another key_added, or give overwrite=True"
+        msg = f"{', '.join(taken[:3])}{more} exist already; choose another key_added=, or give overwrite=True"
         raise ExistsError(msg)
     if store is not None:
         _check_readers(sdata, {_place(store, kind, name): name for kind, name in there if name in names})
@@ -83,7 +83,7 @@ def _check_readers(sdata: SpatialData, replaced: Mapping[str, str]) -> None:
                     if name is not None and name != key:
                         msg = (
                             f"{kind}/{key} is lazy and reads {name!r}, which would be replaced; write "
-                            f"{key!r} to the store and read it again first, or choose another key_added"
+                            f"{key!r} to the store and read it again first, or choose another key_added="
                         )
                         raise InputError(msg)
 
@@ -93,12 +93,13 @@ def _check_names(names: Iterable[str], there: set[str]) -> None:
         try:
             check_valid_name(name)
         except (TypeError, ValueError) as e:
-            msg = f"{name!r} cannot name an element: {e} Choose another key_added"
+            msg = f"{name!r} cannot name an element: {e} Choose another key_added="
             raise InputError(msg) from e
         alike = sorted(n for n in there.union(names) if n.lower() == name.lower() and n != name)
         if alike:
             msg = (
-                f"{name!r} differs from {alike[0]!r} in case alone, which spatialdata refuses; choose another key_added"
+                f"{name!r} differs from {alike[0]!r} in case alone, which spatialdata refuses; choose another "
+                "key_added="
             )
             raise InputError(msg)
 

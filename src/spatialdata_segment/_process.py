@@ -13,6 +13,7 @@ import warnings
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
+from spatialdata_segment._options import as_options
 from spatialdata_segment._version import __version__
 from spatialdata_segment.errors import SegmentationError, SegmentationWarning
 
@@ -39,7 +40,7 @@ def run_command(args: argparse.Namespace) -> int:
     started, code = time.perf_counter(), DONE
     error: BaseException | None = None
     with (
-        _warnings(told, everything=args.debug),
+        _warnings(told, args),
         _terminable(),
         redirect_stdout(sys.stderr) if args.json else nullcontext(),
     ):
@@ -59,9 +60,12 @@ def run_command(args: argparse.Namespace) -> int:
         if args.debug:
             traceback.print_exception(error)
         resumes = args.command in _RESUMING
-        print(f"{_NAME}: {_message(error, code, resumes=resumes, debug=args.debug)}", file=sys.stderr)
+        text = as_options(str(error), args.spelled)
+        print(f"{_NAME}: {_message(error, text, code, resumes=resumes, debug=args.debug)}", file=sys.stderr)
     if args.json:
-        failed = None if error is None else {"type": type(error).__name__, "message": str(error)}
+        failed = (
+            None if error is None else {"type": type(error).__name__, "message": as_options(str(error), args.spelled)}
+        )
         outcome = {
             "command": " ".join(filter(None, (args.command, getattr(args, "action", None)))),
             "version": __version__,
@@ -76,27 +80,27 @@ def run_command(args: argparse.Namespace) -> int:
     return code
 
 
-def _message(error: BaseException, code: int, *, resumes: bool, debug: bool) -> str:
+def _message(error: BaseException, text: str, code: int, *, resumes: bool, debug: bool) -> str:
     """Return what is said of an error, in one line unless it lists several problems."""
     if code in (INTERRUPTED, TERMINATED):
         then = "the same command goes on from what is finished" if resumes else "nothing half-written is left"
         return f"{_STATUS[code]}: {then}"
     if code == WRONG:
-        return f"error: {error}"
+        return f"error: {text}"
     hint = "" if debug else ": call again with --debug for the traceback"
     return f"error: unexpected {type(error).__name__}: {error}. This is a fault of the program; please report it{hint}"
 
 
 @contextmanager
-def _warnings(told: list[str], *, everything: bool) -> Iterator[None]:
+def _warnings(told: list[str], args: argparse.Namespace) -> Iterator[None]:
     """Print warnings of this package in a line each, and list them; those of others only on demand."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        told.append(str(message))
-        print(f"{_NAME}: warning: {message}", file=sys.stderr)
+        told.append(as_options(str(message), args.spelled))
+        print(f"{_NAME}: warning: {told[-1]}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        if not everything:
+        if not args.debug:
             warnings.simplefilter("ignore")
             warnings.simplefilter("default", SegmentationWarning)
             warnings.showwarning = show

@@ -1,7 +1,7 @@
 """The record of a run: what belongs to that run and not to its result, so that equal results are equal bytes.
 
 It holds times, memory, host, the shard plan and what happened at its seams. It is written beside the scratch and into
-the store, and kept along with the object in memory.
+the store, outside of its elements, and goes with the object in its ``attrs``, which `SpatialData.write` writes along.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import psutil
 
@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 _PACKAGES = "spatialdata", "dask", "zarr", "anndata", "distributed", "torch", "cellpose"
 """What a run may depend on besides what decides its result; of those that are loaded the version is kept."""
 
-_kept: WeakKeyDictionary[SpatialData, dict[str, dict[str, Any]]] = WeakKeyDictionary()
+ATTRS_KEY = "spatialdata_segment"
+"""Of ``sdata.attrs``: the records of the results, by their prefix."""
+_attrs = Lock()
+"""Of several images each is at work in a thread."""
 
 
 @dataclass
@@ -137,7 +140,8 @@ def write_record(
     logger.info("segmentation finished: %s", record)
     plain: dict[str, Any] = json.loads(json.dumps(record))
     if name == "run":
-        _kept.setdefault(sdata, {})[request.key_added] = plain
+        with _attrs:  # a new dict: objects that were made from this one share its attrs
+            sdata.attrs = {**sdata.attrs, ATTRS_KEY: {**sdata.attrs.get(ATTRS_KEY, {}), request.key_added: plain}}
     if folder.given:
         write_json(folder.folder.with_name(f"{folder.folder.name}.{name}.json"), record)
     if store is not None:
@@ -157,17 +161,22 @@ def read_record(sdata: SpatialData, key: str, parameters: Mapping[str, Any]) -> 
     parameters
         What the result's table says of how it was made; a record of another run is none of this result.
     """
-    record = _kept.get(sdata, {}).get(key)
-    if record is None and sdata.path is not None:
-        path = Path(sdata.path) / DOT / f"{key}.run.json"
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-    if not isinstance(record, dict) or "stages" not in record:
+    for record in (_in_store(sdata, key), sdata.attrs.get(ATTRS_KEY, {}).get(key)):
+        if isinstance(record, dict) and "stages" in record:
+            said = record.get("parameters", {})
+            if all(parameters.get(name) == value for name, value in said.items()):
+                return record
+    return None
+
+
+def _in_store(sdata: SpatialData, key: str) -> Any:
+    """Return what the object's store has of the last run; None where that is nothing."""
+    if sdata.path is None:
         return None
-    said = record.get("parameters", {})
-    return record if all(parameters.get(name) == value for name, value in said.items()) else None
+    try:
+        return json.loads((Path(sdata.path) / DOT / f"{key}.run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _versions() -> dict[str, str]:

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from spatialdata_segment import _elements
 from spatialdata_segment._request import Request, output_names, resolve
+from spatialdata_segment._resegment_check import check_fits, check_variables
 from spatialdata_segment._segment import discard_scratch, execute
 from spatialdata_segment._staging import recover_sdata
 from spatialdata_segment._table import plain, read_metadata
 from spatialdata_segment._table_merge import UPDATES
 from spatialdata_segment._update import Before, update
-from spatialdata_segment.config import as_workflow
+from spatialdata_segment.config import Workflow, as_workflow
 from spatialdata_segment.engine.events import progress_bars
 from spatialdata_segment.engine.executor import Executor
 from spatialdata_segment.errors import InputError, MissingError, SegmentationWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from spatialdata import SpatialData
 
     from spatialdata_segment._region import Region
-    from spatialdata_segment.config import Workflow
     from spatialdata_segment.methods.base import Method
 
 
@@ -67,7 +66,8 @@ def resegment(
     image_key
         The image of that result, axes ``(c, y, x)`` or ``(c, z, y, x)``.
     workflow
-        As for `segment`. It must make the masks that the result has, and match them, or not, as there.
+        As for `segment`. It must make the masks that the result has, and match them, or not, as there. A method by
+        itself makes the one mask of the result.
     roi_key, bounding_box
         The region, as for `segment`; one of them is needed.
     key_added
@@ -80,14 +80,15 @@ def resegment(
     scale, to_coordinate_system
         Those of the result; the region is given in this coordinate system.
     pixel_size
-        µm a pixel of the scale used, a number or one per axis; None: that of the result.
+        µm a pixel of the scale used, a number or one per axis; None: that of the result. Another one is refused.
 
     Returns
     -------
     ``sdata`` with the elements of the result, each replaced in one piece. New ids follow the largest there was, in
     raster order of the anchors; no id is used again. Outlines and rows of other cells are those that were there, with
-    the columns that others added to them (empty for new cells); graphs of neighbours and other things known of all
-    cells together are left out, as they would be of other cells. With ``match_masks=False``
+    the columns that others added to them (empty for new cells: integers become floats, text categories); graphs of
+    neighbours, ``raw``, and other things known of all cells together are left out, as they would be of other cells,
+    which a warning names. With ``match_masks=False``
     a row counts the nuclei that came with the cell. In the candidates table what went is "replaced", and
     the new candidates follow. ``uns["segmentation"]`` lists every such run under "updates". Elements that the result
     does not have (shapes, tables) are not made.
@@ -97,7 +98,8 @@ def resegment(
     MissingError
         There is no such result.
     InputError
-        No region, other masks, another grid; before anything runs. The message says what was expected.
+        No region, other masks, another grid or pixel size, a table whose ``X`` holds no longer the means of the
+        channels (after scanpy's ``log1p``, say); before anything runs. The message says what was expected.
     ShardError, ScratchError
         As for `segment`.
 
@@ -118,7 +120,7 @@ def resegment(
     ready = ready_to_resegment(
         sdata,
         image_key,
-        as_workflow(workflow),
+        _flow(sdata, key_added, workflow),
         executor,
         roi_key=roi_key,
         bounding_box=bounding_box,
@@ -187,6 +189,8 @@ def ready_to_resegment(
         raise InputError("neither roi_key nor bounding_box is given: name the region, or segment the whole again")
     before = _before(sdata, key_added)
     known = read_metadata(before.table) if before.table is not None else {}
+    if before.table is not None:
+        check_variables(before.table, f"{key_added}_table", _elements.read_image(sdata, image_key, options["scale"]))
     request = resolve(
         sdata,
         image_key,
@@ -202,7 +206,7 @@ def ready_to_resegment(
         table=True,  # sizes and places are needed, whether there are tables or not
         **options,
     )
-    _check(request, before, known, to_coordinate_system)
+    check_fits(request, before, known, to_coordinate_system)
     names = {n: kind for n, kind in request.names().items() if n in getattr(sdata, kind)}
     _elements.check_outputs(sdata, names, overwrite=True)
     region = request.region
@@ -210,6 +214,18 @@ def ready_to_resegment(
     halo = tuple(2 * max(h) for h in zip(*(p.halo for p in request.plans.values()), strict=True))
     wide = replace(request, region=region.widened(halo))
     return Ready(before, wide, region, names, _is_done(request, known))
+
+
+def _flow(
+    sdata: SpatialData,
+    key_added: str,
+    given: str | Workflow | Method | Callable[..., Any] | Mapping[str, Any],
+) -> Workflow:
+    """Return the workflow; a method by itself makes the one mask that the result has."""
+    flow = as_workflow(given)
+    is_bare = not isinstance(given, str | Workflow | Mapping)
+    has_nuclei, has_cells = (f"{key_added}_{m}_labels" in sdata.labels for m in ("nucleus", "cell"))
+    return Workflow(nucleus=flow.cell) if is_bare and has_nuclei and not has_cells else flow
 
 
 def _is_done(request: Request, known: Mapping[str, Any]) -> bool:
@@ -226,7 +242,7 @@ def _before(sdata: SpatialData, key_added: str) -> Before:
     if not labels:
         raise MissingError(
             f"the object has no result {key_added!r}, expected labels {key_added}_nucleus_labels or "
-            f"{key_added}_cell_labels: segment the image first, or pass another key_added"
+            f"{key_added}_cell_labels: segment the image first, or pass another key_added="
         )
     shapes = [n for n, kind in names.items() if kind == "shapes" and n in sdata.shapes]
     return Before(
@@ -235,38 +251,3 @@ def _before(sdata: SpatialData, key_added: str) -> Before:
         table=sdata.tables.get(f"{key_added}_table"),
         candidates=sdata.tables.get(f"{key_added}_candidates"),
     )
-
-
-def _check(request: Request, before: Before, known: Mapping[str, Any], system: str) -> None:
-    """Raise where the new cells could not stand beside the old ones."""
-    there, made = " and ".join(before.labels), " and ".join(request.written)
-    if set(before.labels) != set(request.written):
-        raise InputError(f"the result {request.key_added!r} has the mask {there}, and the workflow makes {made}")
-    for ref in before.labels.values():
-        if ref.data.dtype.kind not in "ui":
-            raise InputError(f"labels {ref.key!r} are of dtype {ref.data.dtype}, expected integers")
-        matrix = ref.transformations.get(system)
-        if (
-            tuple(ref.data.shape) != request.info.shape
-            or matrix is None
-            or not np.allclose(_elements.pixel_matrix(matrix, request.info.ndim), request.matrix)
-        ):
-            raise InputError(
-                f"labels {ref.key!r} of shape {tuple(ref.data.shape)} do not lie on the grid of image "
-                f"{request.ref.key!r} at {request.ref.scale!r}, {request.info.shape}, in the coordinate system "
-                f"{system!r}: pass the image and the scale that they are of"
-            )
-    if request.workflow.is_pair and "workflow" in known:
-        matched = known["workflow"].get("match_masks") is not False
-        if matched != request.workflow.matches:
-            raise InputError(
-                f"the result {request.key_added!r} has match_masks={matched} and the workflow "
-                f"{request.workflow.matches}: ids would mean two things; pass the same, or segment the whole again"
-            )
-    if before.candidates is not None and "region" in before.candidates.obs:
-        found = set(before.candidates.obs["region"].unique())
-        if found - {request.ref.key}:
-            raise InputError(
-                f"the candidates of {request.key_added!r} are of {', '.join(map(str, found))}, expected image "
-                f"{request.ref.key!r}: pass the image that was segmented"
-            )

@@ -77,8 +77,10 @@ class Result:
 
     @cached_property
     def record(self) -> dict[str, Any] | None:
-        """What is known of the run that made it; None where nothing is."""
-        return read_record(self.sdata, self.key, self.metadata)
+        """What is known of the run that made it; None where nothing is, or of a part of what it made."""
+        record = read_record(self.sdata, self.key, self.metadata)
+        is_whole = record is not None and record.get("shape", list(self.shape)) == list(self.shape)
+        return record if is_whole else None
 
     @cached_property
     def main(self) -> str:

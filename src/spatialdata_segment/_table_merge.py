@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_string_dtype
 from spatialdata.models import TableModel
 
 from spatialdata_segment._table import INSTANCE_KEY, KINDS, METADATA_KEY, REGION_KEY, plain, read_metadata
@@ -47,6 +48,14 @@ def merge_cells(old: AnnData, new: AnnData, gone: Ints, said: Mapping[str, Any])
     if not region:
         return TableModel.parse(table)
     return TableModel.parse(table, region=region[0], region_key=REGION_KEY, instance_key=INSTANCE_KEY)
+
+
+def left_out(old: AnnData) -> list[str]:
+    """Return what of a table of cells `merge_cells` leaves out, because it is of all cells together."""
+    own = METADATA_KEY, TableModel.ATTRS_KEY
+    parts = {"obsp": list(old.obsp), "uns": [n for n in old.uns if n not in own]}
+    named = [f"{part} {', '.join(map(repr, names))}" for part, names in parts.items() if names]
+    return (["raw"] if old.raw is not None else []) + named
 
 
 def merge_candidates(old: AnnData, new: AnnData, gone: Mapping[str, Ints]) -> AnnData:
@@ -93,4 +102,7 @@ def _concat(old: AnnData, new: AnnData) -> AnnData:
     for name in new.obs:  # integers of one part that the other has too stay integers
         if name in old.obs and old.obs[name].dtype == new.obs[name].dtype:
             table.obs[name] = table.obs[name].astype(new.obs[name].dtype)
+    for name, column in table.obs.items():  # spatialdata would write what is missing among text as the text "nan"
+        if column.isna().any() and is_string_dtype(column.dropna()):
+            table.obs[name] = column.astype("category")
     return table

@@ -20,7 +20,7 @@ from spatialdata_segment._channels import pick_channels
 from spatialdata_segment._masks import count_pairs, measure_intensities, measure_moments, relabel
 from spatialdata_segment._polygons import labels_to_polygons
 from spatialdata_segment._table import cells_table
-from spatialdata_segment._table_merge import merge_candidates, merge_cells
+from spatialdata_segment._table_merge import left_out, merge_candidates, merge_cells
 from spatialdata_segment._write import (
     CHUNK,
     Outcome,
@@ -277,6 +277,7 @@ def _stage_shapes(
     if "z_index" in both:
         both = both.sort_values(["z_index", "cell_id"], ignore_index=True)
     both.index.name = old.index.name
+    both.attrs = {}  # of a single part concat keeps the transformations too, which are given here
     staging.shapes(name, both, request.ref.transformations)
 
 
@@ -318,4 +319,8 @@ def _stage_table(
             for m, o in outcome.objects.items()
         },
     }
-    staging.table(f"{request.key_added}_table", merge_cells(old, rows, change.gone[main], said_of_it))
+    name = f"{request.key_added}_table"
+    if dropped := left_out(old):
+        told = f"{', '.join(dropped)} of {name!r} left out: they were of all its cells, of which some have changed"
+        warnings.warn(told, SegmentationWarning, stacklevel=6)
+    staging.table(name, merge_cells(old, rows, change.gone[main], said_of_it))

@@ -113,7 +113,12 @@ class _Command(argparse.ArgumentParser):
             group.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
             group.add_argument("--debug", action="store_true", help="show all warnings, and the traceback of an error")
             self.is_bare = False
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        if not hasattr(found, "spelled"):  # a command of a command has set it
+            from spatialdata_segment._options import spelled
+
+            found.spelled = spelled(self)
+        return found, rest
 
 
 def _run_verb(name: str, args: argparse.Namespace) -> None:

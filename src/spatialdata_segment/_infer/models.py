@@ -171,7 +171,13 @@ def fetch(model: Model, *, progress: bool) -> None:
     """
     if isinstance(model.part, Workflow) or not model.part.uses_device:
         return
-    require("torch", "stardist" if isinstance(model.part, StarDist) else "cellpose")
+    try:
+        require("torch", "stardist" if isinstance(model.part, StarDist) else "cellpose")
+    except MissingError as error:
+        raise MissingError(
+            f"--model-type {model.model_type}: {error}. Without it --model-type dapi segments nuclei, and wga nuclei "
+            "and cells of two channels, by thresholds"
+        ) from error
     if isinstance(model.part, Cellpose) and model.part.model is not None:
         asks = model.part.diameter is None and model.part.rescale is None
         cellpose.ensure_model(model.part.model, size=asks, progress=progress)
