@@ -37,7 +37,7 @@ from spatialdata_segment import (
 )
 from spatialdata_segment._record import clock, read_record
 from spatialdata_segment._report.art import figure_jpeg, jpeg
-from spatialdata_segment._report.crops import crop_side, random_crops, worst_crops
+from spatialdata_segment._report.crops import _nth, crop_side, random_crops, worst_crops
 from spatialdata_segment._report.doubts import doubts
 from spatialdata_segment._report.facts import WHY
 from spatialdata_segment._results import find_result
@@ -58,6 +58,7 @@ FLOW = Workflow(
 )
 SECTIONS = ["summary", "overview", "crops", "dropped", "distributions", "matching", "shards", "parameters", "run"]
 VOID = {"meta", "img", "input", "br", "image", "path", "rect", "use"}
+SMALLEST = "smallest cell off the image's edge"
 CHROMIUM = next((c for c in ("chromium", "chromium-browser", "google-chrome") if shutil.which(c)), None)
 
 
@@ -251,7 +252,11 @@ def test_the_worst_are_the_worst(sdata):
     of = {c.why: c for c in crops}
     cells = sdata["segmentation_table"].obs
     assert of["largest cell"].target == ("cell", cells.loc[cells["area"].idxmax(), "cell_id"])
-    assert of["smallest cell"].target == ("cell", cells.loc[cells["area"].idxmin(), "cell_id"])
+    inside = cells[
+        (cells.filter(like="_min") > 0).all(axis=1) & (cells["bbox_x_max"] < 200) & (cells["bbox_y_max"] < 180)
+    ]
+    assert 0 < len(inside) < len(cells)
+    assert of[SMALLEST].target == ("cell", inside.loc[inside["area"].idxmin(), "cell_id"])
     rows = result.candidates
     dropped = rows[~rows["is_kept"] & (rows["area"] > 0)]
     tiles = Counter(zip(dropped["centroid_y"] // side, dropped["centroid_x"] // side, strict=True))
@@ -271,8 +276,9 @@ def test_ranks_and_places_of_crops_are_those_of_the_table(sdata, n, side):
     result = find_result(sdata, "segmentation")
     crops = worst_crops(result, n, side)
     obs = result.table.obs
-    for word, ascending in (("largest cell", False), ("smallest cell", True)):
-        ranked = obs.sort_values("area", ascending=ascending, kind="stable")["cell_id"].tolist()
+    off = (obs["bbox_x_min"] > 0) & (obs["bbox_y_min"] > 0) & (obs["bbox_x_max"] < 200) & (obs["bbox_y_max"] < 180)
+    for word, of, ascending in (("largest cell", obs, False), (SMALLEST, obs[off], True)):
+        ranked = of.sort_values("area", ascending=ascending, kind="stable")["cell_id"].tolist()
         found = [c for c in crops if word in c.why]
         assert 1 <= len(found) <= n
         for crop in found:
@@ -292,9 +298,25 @@ def test_ranks_and_places_of_crops_are_those_of_the_table(sdata, n, side):
     assert len(shown) == len(set(shown))
 
 
+def test_ranks_are_english():
+    told = {
+        1: "",
+        2: "2nd",
+        3: "3rd",
+        4: "4th",
+        11: "11th",
+        12: "12th",
+        13: "13th",
+        21: "21st",
+        102: "102nd",
+        111: "111th",
+    }
+    assert {k: _nth(k).strip() for k in told} == told
+
+
 def test_what_a_crop_says_was_dropped_is_what_it_shows(path):
     text = path.read_text(encoding="utf-8")
-    said = re.findall(r'aria-label="(?:Most|Many) dropped nearby: (\d+) dropped[^"]*">(.*?)</svg>', text, re.DOTALL)
+    said = re.findall(r'aria-label="(?:Most|2nd most) dropped nearby: (\d+) dropped[^"]*">(.*?)</svg>', text, re.DOTALL)
     assert said
     assert all(int(n) == body.count(" dropped: ") for n, body in said)
     assert re.search(r"(?:L|l)argest cell: cell \d+: [\d.,]+ µm²", text)  # as the tiles and tables

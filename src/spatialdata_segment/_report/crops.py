@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pandas as pd
+    from numpy.typing import NDArray
 
     from spatialdata_segment._report.doubts import Doubt
     from spatialdata_segment._results import Result
@@ -89,8 +90,9 @@ def worst_crops(result: Result, n: int, side: int, questioned: Sequence[Doubt] =
     """Return the worst places: of each criterion the first, and up to ``n`` that lie apart from all others.
 
     Where most candidates were dropped; the kept nuclei with the least share in their cells; cells that are called into
-    question; the largest and the smallest kept objects. Each says its rank. A criterion by which all are alike is left
-    out. Ties fall to the first in the table. Of one object there is one crop, that names all criteria.
+    question; the largest kept objects, and the smallest that the image's edge does not cut. Each says its rank. A
+    criterion by which all are alike is left out. Ties fall to the first in the table. Of one object there is one crop,
+    that names all criteria.
     """
     found: list[Crop] = []
     for places in (
@@ -135,9 +137,10 @@ def _most_dropped(result: Result, side: int, n: int) -> list[Crop]:
         shown = among(rows, (left, right, top, bottom), crop.z)
         reasons = shown["drop_reason"].astype(str).value_counts()
         told = ", ".join(f"{k} {spoken(str(r))}" for r, k in reasons.items() if k)
-        found.append((len(shown), replace(crop, what=f"{len(shown)} dropped candidates: {told}")))
+        some = "candidate" if len(shown) == 1 else "candidates"
+        found.append((len(shown), replace(crop, what=f"{len(shown)} dropped {some}: {told}")))
     found.sort(key=lambda one: -one[0])
-    return [replace(crop, why=f"{'many' if k else 'most'} dropped nearby") for k, (_, crop) in enumerate(found)]
+    return [replace(crop, why=f"{_nth(k)}most dropped nearby") for k, (_, crop) in enumerate(found, 1)]
 
 
 def _least_overlap(result: Result, side: int) -> Iterator[Crop]:
@@ -160,11 +163,14 @@ def _questioned(result: Result, side: int, doubt: Doubt) -> Iterator[Crop]:
 
 def _extreme(result: Result, side: int, *, largest: bool) -> Iterator[Crop]:
     rows = _kept(result.candidates_of(result.main))
+    what = f"largest {result.main}"
+    if not largest:
+        what = f"smallest {result.main} off the image's edge"  # at the edge any is a part
+        rows = rows[~_is_cut(result, rows)]
     if not len(rows) or rows["area"].min() == rows["area"].max():
         return
-    what = "largest" if largest else "smallest"
     for k, (_, row) in enumerate(rows.sort_values("area", ascending=not largest, kind="stable").iterrows(), 1):
-        yield _crop(result, side, row, f"{_nth(k)}{what} {result.main}", size_text(result, float(row["area"])))
+        yield _crop(result, side, row, f"{_nth(k)}{what}", size_text(result, float(row["area"])))
 
 
 def _crop(result: Result, side: int, row: pd.Series, why: str, what: str) -> Crop:
@@ -172,6 +178,15 @@ def _crop(result: Result, side: int, row: pd.Series, why: str, what: str) -> Cro
     box, z = _around(result, row, side)
     at = int(row["centroid_x"]), int(row["centroid_y"])
     return Crop(box, z, why, what, at, (str(row["kind"]), int(row["cell_id"])) if "kind" in row else None)
+
+
+def _is_cut(result: Result, rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Tell which objects touch the edge of the image."""
+    cut = np.zeros(len(rows), np.bool_)
+    for axis, length in zip("zyx"[-len(result.shape) :], result.shape, strict=True):
+        if length > 1:
+            cut |= (rows[f"bbox_{axis}_min"].to_numpy() <= 0) | (rows[f"bbox_{axis}_max"].to_numpy() >= length)
+    return cut
 
 
 def _is_apart(crop: Crop, others: Sequence[Crop]) -> bool:

@@ -175,7 +175,7 @@ def update_text(result: Result) -> str:
     went, came = (sum(run["counts"].get(mask, {}).get(n, 0) for run in runs) for n in ("replaced", "kept"))
     told = (
         f"Segmented again: {len(runs)} region{'s' if len(runs) > 1 else ''}, in which {went:,} {PLURAL[mask]} went and "
-        f"{came:,} came. What went is counted nowhere here."
+        f"{came:,} came. What went is not counted here."
     )
     return told if result.record is None else f"{told} Times, memory and shards are those of the first run."
 
@@ -185,7 +185,8 @@ def update_rows(metadata: Mapping[str, Any]) -> list[tuple[int, str, int, int, i
     return [
         (k, PLURAL[mask], of["replaced"], of["kept"], run["ids_after"])
         for k, run in enumerate(metadata.get("updates", []), 1)
-        for mask, of in run["counts"].items()
+        for mask in PLURAL
+        if (of := run["counts"].get(mask))
     ]
 
 

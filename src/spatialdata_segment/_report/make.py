@@ -38,8 +38,8 @@ def report(
     It shows the whole image with outlines, crops at random and the worst ones, what was dropped and why, sizes,
     intensities, matching, the shards and whether the labels show them, all parameters, versions, times and memory.
     The worst crops are those where most candidates were dropped, and around the kept nuclei with the least share in
-    their cells, cells whose stain is that of the ground or whose nucleus is a speck, the largest and the smallest kept
-    objects.
+    their cells, cells whose stain is that of the ground or whose nucleus is a speck, the largest kept objects, and the
+    smallest that the image's edge does not cut.
 
     Parameters
     ----------
