@@ -85,6 +85,8 @@ class Whole:
         height, width = self.shape
         rows = among(dropped_rows(self.result), (0, width, 0, height), None)
         draw_dropped(ax, rows, points=float(np.clip(_POINTS / max(len(rows), 1), 8, 80)))
+        for marks in ax.collections:  # dark images and stains of like colours would hide them
+            marks.set(edgecolor="white", linewidth=0.8)
 
     def draw_shards(self, *, ax: Axes) -> None:
         """Draw the image, and how it was cut."""
