@@ -11,16 +11,34 @@ import sys
 from collections import Counter
 from html.parser import HTMLParser
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata as sd
+from anndata import AnnData
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from scipy.sparse import csr_matrix
+from spatialdata.models import Image2DModel
 
-from spatialdata_segment import ExpandNuclei, SizeFilter, ThresholdNuclei, Workflow, match_nuclei, report, segment
+from spatialdata_segment import (
+    ExpandNuclei,
+    SizeFilter,
+    ThresholdNuclei,
+    Workflow,
+    match_nuclei,
+    report,
+    resegment,
+    segment,
+)
 from spatialdata_segment._record import clock, read_record
 from spatialdata_segment._report.art import figure_jpeg, jpeg
-from spatialdata_segment._report.crops import crop_side, random_crops, worst_crops
+from spatialdata_segment._report.crops import _nth, crop_side, random_crops, worst_crops
+from spatialdata_segment._report.doubts import doubts
 from spatialdata_segment._report.facts import WHY
 from spatialdata_segment._results import find_result
 from spatialdata_segment.cli import main
@@ -40,6 +58,7 @@ FLOW = Workflow(
 )
 SECTIONS = ["summary", "overview", "crops", "dropped", "distributions", "matching", "shards", "parameters", "run"]
 VOID = {"meta", "img", "input", "br", "image", "path", "rect", "use"}
+SMALLEST = "smallest cell off the image's edge"
 CHROMIUM = next((c for c in ("chromium", "chromium-browser", "google-chrome") if shutil.which(c)), None)
 
 
@@ -233,11 +252,15 @@ def test_the_worst_are_the_worst(sdata):
     of = {c.why: c for c in crops}
     cells = sdata["segmentation_table"].obs
     assert of["largest cell"].target == ("cell", cells.loc[cells["area"].idxmax(), "cell_id"])
-    assert of["smallest cell"].target == ("cell", cells.loc[cells["area"].idxmin(), "cell_id"])
+    inside = cells[
+        (cells.filter(like="_min") > 0).all(axis=1) & (cells["bbox_x_max"] < 200) & (cells["bbox_y_max"] < 180)
+    ]
+    assert 0 < len(inside) < len(cells)
+    assert of[SMALLEST].target == ("cell", inside.loc[inside["area"].idxmin(), "cell_id"])
     rows = result.candidates
     dropped = rows[~rows["is_kept"] & (rows["area"] > 0)]
     tiles = Counter(zip(dropped["centroid_y"] // side, dropped["centroid_x"] // side, strict=True))
-    assert of["most dropped nearby"].what.startswith(f"{max(tiles.values())} candidates dropped here")
+    assert int(of["most dropped nearby"].what.split()[0]) >= max(tiles.values()) - 1  # of a tile of that size
     for crop in crops:
         assert crop.box.shape == (side, side)
         assert all(0 <= a < b <= n for a, b, n in zip(crop.box.start, crop.box.stop, result.shape, strict=True))
@@ -245,6 +268,59 @@ def test_the_worst_are_the_worst(sdata):
     for i, one in enumerate(chosen):
         for other in chosen[:i]:
             assert one.box.intersect(other.box).size * 2 < one.box.size
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("side", [40, 96, 170])
+def test_ranks_and_places_of_crops_are_those_of_the_table(sdata, n, side):
+    result = find_result(sdata, "segmentation")
+    crops = worst_crops(result, n, side)
+    obs = result.table.obs
+    off = (obs["bbox_x_min"] > 0) & (obs["bbox_y_min"] > 0) & (obs["bbox_x_max"] < 200) & (obs["bbox_y_max"] < 180)
+    for word, of, ascending in (("largest cell", obs, False), (SMALLEST, obs[off], True)):
+        ranked = of.sort_values("area", ascending=ascending, kind="stable")["cell_id"].tolist()
+        found = [c for c in crops if word in c.why]
+        assert 1 <= len(found) <= n
+        for crop in found:
+            (rank,) = re.search(rf"(?:^|, )(?:(\d+)(?:st|nd|rd|th) )?{word}", crop.why).groups()
+            assert crop.target == ("cell", ranked[int(rank or 1) - 1])
+        assert found[0].target == ("cell", ranked[0])  # the first one is always shown
+    rows = result.candidates[result.candidates["is_kept"]].set_index(["kind", "cell_id"])
+    for crop in crops:
+        (top, left), (bottom, right) = crop.box.start, crop.box.stop
+        assert left <= crop.at[0] < right
+        assert top <= crop.at[1] < bottom
+        if crop.target is not None:
+            assert crop.at == (int(rows.loc[crop.target, "centroid_x"]), int(rows.loc[crop.target, "centroid_y"]))
+            assert f"{crop.target[0]} {crop.target[1]}: " in crop.text
+            assert f"At x {crop.at[0]}, y {crop.at[1]}." in crop.text
+    shown = [c.target for c in crops if c.target is not None]
+    assert len(shown) == len(set(shown))
+
+
+def test_ranks_are_english():
+    told = {
+        1: "",
+        2: "2nd",
+        3: "3rd",
+        4: "4th",
+        11: "11th",
+        12: "12th",
+        13: "13th",
+        21: "21st",
+        102: "102nd",
+        111: "111th",
+    }
+    assert {k: _nth(k).strip() for k in told} == told
+
+
+def test_what_a_crop_says_was_dropped_is_what_it_shows(path):
+    text = path.read_text(encoding="utf-8")
+    said = re.findall(r'aria-label="(?:Most|2nd most) dropped nearby: (\d+) dropped[^"]*">(.*?)</svg>', text, re.DOTALL)
+    assert said
+    assert all(int(n) == body.count(" dropped: ") for n, body in said)
+    assert re.search(r"(?:L|l)argest cell: cell \d+: [\d.,]+ µm²", text)  # as the tiles and tables
+    assert not re.search(r"(?:L|l)argest cell: cell \d+: [\d.,]+ px", text)
 
 
 def test_least_overlap_is_a_criterion_where_nuclei_reach_out(tmp_path):
@@ -280,7 +356,12 @@ def test_a_result_without_cells(tmp_path):
     segment(empty, "image", ThresholdNuclei(threshold=65_000), progress=False, n_jobs=1)
     page = Page(report(empty, tmp_path / "empty.html"))
     assert [i for i in page.ids if i in SECTIONS] == SECTIONS
-    assert "No object was kept" in "".join(page.text)
+    text = "".join(page.text)
+    assert "No object was kept" in text
+    assert "Nothing was found, so there is nothing to match." in text
+    for word in ("alone", "Yellow", "Magenta", "Dotted", "Density", "Click to enlarge", "which would hide it"):
+        assert word not in text
+    assert not page.tags["input"]
 
 
 def test_a_mask_that_was_written_as_both(tmp_path):
@@ -289,6 +370,7 @@ def test_a_mask_that_was_written_as_both(tmp_path):
     segment(both, "image", flow, shard_size=50 * 50, progress=False, n_jobs=1)
     assert len(both.labels) == 2
     page = Page(report(both, tmp_path / "both.html", n_crops=1))
+    assert "Mean intensities of the nuclei" in "".join(page.text)
     assert "The result has nuclei alone" in "".join(page.text)
     assert "Drawn at random: around nucleus" in "".join(page.text)
 
@@ -372,6 +454,150 @@ def test_pictures_full_of_detail_are_written():
 
 def test_every_reason_has_a_meaning_and_a_colour():
     assert set(WHY) == set(REASON_COLORS) == set(REASONS) - {""}
+
+
+def test_of_nuclei_alone_nothing_is_said_of_cells(tmp_path):
+    alone = Tissue((90, 100), seed=1, cell_diameter=18).to_spatialdata()
+    segment(alone, "image", ThresholdNuclei(threshold="otsu"), progress=False, n_jobs=1)  # a method makes cells
+    flow = Workflow(nucleus=ThresholdNuclei(threshold="otsu"))
+    segment(alone, "image", flow, key_added="n", progress=False, n_jobs=1)
+    cells, nuclei = ("".join(Page(report(alone, tmp_path / f"{k}.html", key=k)).text) for k in ("segmentation", "n"))
+    for text, mine, others in ((cells, "Magenta: cells.", "Yellow"), (nuclei, "Yellow: nuclei.", "Magenta")):
+        assert text.count(mine) == 2
+        assert others not in text
+        assert "Dotted" not in text
+    assert "Mean intensities of the nuclei" in nuclei
+    assert "Density of the kept nuclei" in nuclei
+    assert "of the cells" not in nuclei
+
+
+def test_the_bounds_of_a_filter_are_named_where_it_acted(page):
+    assert "Dotted: bounds of the size filter." in "".join(page.text)
+
+
+def test_what_a_later_run_replaced_is_no_failure(tmp_path):
+    fine = Tissue((150, 160), seed=4, cell_diameter=20).to_spatialdata()
+    first, second = (
+        Workflow(nucleus=ThresholdNuclei(threshold="otsu", sigma=k), cell=ExpandNuclei(distance=2)) for k in (1, 2)
+    )
+    segment(fine, "image", first, progress=False, n_jobs=1)
+    for flow, box in ((second, (0, 0, 90, 90)), (first, (60, 60, 150, 150))):
+        resegment(fine, "image", flow, bounding_box=box, progress=False, n_jobs=1)
+    rows = fine["segmentation_candidates"].obs
+    gone = rows["drop_reason"] == "replaced"
+    assert gone.sum() > 20
+    path = report(fine, tmp_path / "again.html", n_crops=2)
+    page, text = Page(path), path.read_text(encoding="utf-8")
+    candidates = next({row[0]: row[1:] for row in t} for t in page.tables if t[1][0] == "found")
+    now = rows[~gone]
+    assert [int(n) for n in candidates["found"]] == [(now["kind"] == m).sum() for m in ("nucleus", "cell")]
+    assert "replaced" not in "".join(page.tables[1][0])
+    assert "dropped: replaced" not in text
+    assert ">replaced<" not in text
+    said = "".join(page.text)
+    assert "as replaced" not in said
+    updates = json.loads(fine["segmentation_table"].uns["segmentation"])["updates"]
+    went, came = (sum(u["counts"]["cell"][n] for u in updates) for n in ("replaced", "kept"))
+    assert f"Segmented again: 2 regions, in which {went} cells went and {came} came." in said
+    assert "and 2 regions of it again later" in said
+    changes = next(t for t in page.tables if t[0] == ["run", "name", "here", "first run"])
+    assert changes[1:] == [["1", "workflow.nucleus.sigma", "2", "1"]]
+    assert not [row for t in page.tables for row in t if any("{" in cell for cell in row)]  # no repr
+
+
+def test_a_cell_of_empty_ground_is_named(tmp_path):
+    """As a watershed from debris fills it: the largest cell of all, and dark."""
+    truth, rng = np.zeros((160, 200), np.uint32), np.random.default_rng(0)
+    for k in range(20):
+        y, x = 30 * (k // 5), 24 * (k % 5)
+        truth[y + 4 : y + 24, x + 4 : x + 22] = k + 1
+    truth[20:90, 130:190] = 21
+    nuclei = np.zeros_like(truth)
+    for k in range(20):
+        y, x = 30 * (k // 5), 24 * (k % 5)
+        nuclei[y + 8 : y + 20, x + 8 : x + 18] = k + 1
+    nuclei[50:53, 150:153] = 21
+    image = rng.poisson(4.0, (2, *truth.shape)) + np.stack([nuclei > 0, (truth > 0) & (truth < 21)]) * 60
+    sdata = sd.SpatialData(images={"image": Image2DModel.parse(image, dims=("c", "y", "x"), c_coords=["DAPI", "WGA"])})
+    segment(sdata, "image", _drawn, channels=["WGA"], key_added="cells", progress=False, n_jobs=1)
+    assert find_result(sdata, "cells").metadata["channels"] == {"cell": ["WGA"]}
+    text = "".join(Page(report(sdata, tmp_path / "cells.html", key="cells", n_crops=1)).text)
+    named = re.search(r"1 cell of (\d+) \(id (\d+)\) is as dark in WGA as the ground", text)
+    largest = sdata["cells_table"].obs.sort_values("area").iloc[-1]
+    assert [int(g) for g in named.groups()] == [21, largest["cell_id"]]
+    assert f"Stain of the ground, largest cell: cell {largest['cell_id']}: mean WGA" in text
+    assert "around a speck" not in text
+
+
+def _drawn(image):
+    """Two regions of 160 x 200: cells where WGA is, and a box of nothing."""
+    from scipy.ndimage import label, uniform_filter
+
+    labels, n = label(uniform_filter(image[0].astype(float), 3) > 30)
+    labels[20:90, 130:190] = n + 1
+    return labels.astype(np.uint32)
+
+
+def _table(n, area, nucleus, means, extra=()):
+    obs = pd.DataFrame({"cell_id": np.arange(1, n + 1), "area": area, "nucleus_area": nucleus, "n_nuclei": 1})
+    table = AnnData(np.asarray(means, np.float32), obs=obs.set_index(obs["cell_id"].astype(str)))
+    table.var_names = ["WGA"]
+    table.uns.update({name: {} for name in extra})
+    return SimpleNamespace(table=table, main="cell", metadata={"channels": {"cell": ["WGA"]}})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(10, 40),
+    ground=st.floats(0, 50),
+    gain=st.floats(20, 500),
+    faint=st.sets(st.integers(0, 39), max_size=3),
+    specks=st.sets(st.integers(0, 39), max_size=3),
+    sparse=st.booleans(),
+)
+def test_the_rules_find_those_cells_alone(n, ground, gain, faint, specks, sparse):
+    faint, specks = {i for i in faint if i < n}, {i for i in specks if i < n}
+    area = np.arange(400, 400 + n)
+    means = np.array([ground + gain * (0.05 if i in faint else 1 + 0.01 * i) for i in range(n)])[:, None]
+    result = _table(n, area, [9 if i in specks else 150 for i in range(n)], means)
+    if sparse:
+        result.table.X = csr_matrix(result.table.X)
+    found = {d.why: d for d in doubts(result, {"WGA": ground})}
+    expected = {"stain of the ground": faint, "nucleus a speck": specks}
+    assert {w: set(d.ids) for w, d in found.items()} == {w: {i + 1 for i in v} for w, v in expected.items() if v}
+    for doubt in found.values():
+        assert list(doubt.ids) == sorted(doubt.ids, reverse=True)  # the largest first
+        assert len(doubt.what) == len(doubt.ids)
+        assert f"{len(doubt.ids)} cell{'s' if len(doubt.ids) > 1 else ''} of {n}" in doubt.remark
+
+
+def test_the_rules_are_silent_where_they_say_nothing():
+    faint = np.r_[[3.0] * 2, [50.0] * 18][:, None]
+    assert len(doubts(_table(20, 500, 150, faint), {"WGA": 2.0})) == 1
+    assert not doubts(_table(20, 500, 150, faint), {})  # the channel is not shown
+    assert not doubts(_table(20, 500, 150, faint), {"WGA": 90.0})  # the stain is not of the cells
+    assert not doubts(_table(20, 500, 150, faint, ["log1p"]), {"WGA": 2.0})  # X was changed
+    assert not doubts(_table(9, 500, 150, faint[:9]), {"WGA": 2.0})  # too few for a median
+    assert not doubts(_table(20, [100] * 2 + [500] * 18, [9] * 2 + [45] * 18, faint + 20), {"WGA": 2.0})
+
+
+def test_a_report_is_no_folder_and_leaves_none_behind(sdata, store, tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(
+        InputError, match=r"the report .*there is a folder: expected the name of a file, such as .*html"
+    ):
+        report(sdata, tmp_path / "there")
+    assert main(["run", str(store), "--overwrite", "--report", str(tmp_path / "there")]) == 2
+    assert "--report" in (said := capsys.readouterr().err)
+    assert "is a folder" in said
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        report(sdata, tmp_path / "a.html", n_crops=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spatialdata_segment._report.make import report
+from spatialdata_segment._report.make import check_path, report
 from spatialdata_segment._table import read_metadata
 from spatialdata_segment.cluster import batch_script, cluster_client, read_config
 from spatialdata_segment.cluster.client import KINDS
@@ -114,8 +114,7 @@ def check_report(args: argparse.Namespace, targets: Sequence[Target], unread: Ma
         raise InputError(f"--report {args.report} of several images: leave it out, and call `report` for each of them")
     if getattr(args, "table", True) is False:
         raise InputError(f"--report {args.report} with --no-table: a report is made of the tables, leave one out")
-    if not args.report.parent.is_dir():
-        raise InputError(f"the folder {args.report.parent} of --report is not there: make it first")
+    check_path(args.report, "--report")
 
 
 def offer_report(args: argparse.Namespace, done: Sequence[Target]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialdata_segment._report.facts import dropped_rows, size_text
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.contours import trace
 from spatialdata_segment.pl._draw import COLORS, blend, limits
@@ -97,13 +98,13 @@ def crop_svg(pixels: Pixels, result: Result, ends: Sequence[tuple[float, float]]
             chosen = ' class="target"' if (mask, i) == pixels.crop.target else ""
             parts.append(f'<path{chosen} d="{_path(shape)}"><title>{mask} {i}</title></path>')
         parts.append("</g>")
-    rows = among(result.candidates, (left, right, top, bottom), pixels.crop.z)
+    rows = among(dropped_rows(result), (left, right, top, bottom), pixels.crop.z)
     parts.append('<g class="o-dropped">')
     for _, row in rows.iterrows():
         x, y = row["bbox_x_min"] - 1, row["bbox_y_min"] - 1
         wide, high = row["bbox_x_max"] - x + 1, row["bbox_y_max"] - y + 1
         reason = str(row["drop_reason"])
-        said = escape(f"{row['kind']} dropped: {reason.replace('_', ' ')}, {int(row['area']):,} px")
+        said = escape(f"{row['kind']} dropped: {reason.replace('_', ' ')}, {size_text(result, row['area'])}")
         at = f'x="{x}" y="{y}" width="{wide}" height="{high}"'
         parts.append(f'<rect {at} stroke="{reason_color(reason)}"><title>{said}</title></rect>')
     parts.append("</g>")

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialdata_segment.core.matching import Reason
 from spatialdata_segment.pl._numbers import area_unit, fate_counts, intensity_quantiles, masks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
     from spatialdata_segment._evidence import SeamProfile
+    from spatialdata_segment._report.doubts import Doubt
     from spatialdata_segment._results import Result
 
 PLURAL = {"nucleus": "nuclei", "cell": "cells"}
@@ -52,7 +54,7 @@ class MaskFacts:
     areas
         Least, 5th percentile, median, 95th, greatest area (volume) of those kept, in ``unit``.
     unit
-        "px", "µm²" or "µm³".
+        "px", "voxels", "µm²" or "µm³".
     covered
         Share of the image's pixels in kept objects.
     """
@@ -66,12 +68,13 @@ class MaskFacts:
 
 
 def mask_facts(result: Result) -> dict[str, MaskFacts]:
-    """Return the numbers of each mask."""
-    factor, unit = area_unit(result)
+    """Return the numbers of each mask, of the result as it is now."""
+    factor, unit = sizes_in(result)
     pixels = float(np.prod(result.shape, dtype=float))
     found = {}
     for mask in masks_of(result):
-        rows = result.candidates_of(mask)
+        rows = candidates_now(result)
+        rows = rows[rows["kind"] == mask]
         counts = fate_counts(rows)
         areas = rows["area"].to_numpy(np.float64)[rows["is_kept"].to_numpy(bool)]
         ends = np.quantile(areas, (0, 0.05, 0.5, 0.95, 1)) if len(areas) else np.full(5, np.nan)
@@ -111,7 +114,9 @@ def intensity_facts(result: Result) -> dict[str, list[float]]:
     return {str(c): intensity_quantiles(result, str(c)) for c in result.table.var_names}
 
 
-def remarks(facts: Mapping[str, MaskFacts], result: Result, seams: Mapping[str, SeamProfile]) -> list[str]:
+def remarks(
+    facts: Mapping[str, MaskFacts], result: Result, seams: Mapping[str, SeamProfile], questioned: Sequence[Doubt]
+) -> list[str]:
     """Return what somebody should look at first, by plain rules; empty where none holds."""
     said = []
     for mask, of in facts.items():
@@ -136,6 +141,7 @@ def remarks(facts: Mapping[str, MaskFacts], result: Result, seams: Mapping[str, 
                 f"{of.dropped['multinucleated'] / of.candidates:.0%} of the candidate {PLURAL[mask]} are of cells with "
                 "several nuclei: nuclei may be split, or cells merged."
             )
+    said += [doubt.remark for doubt in questioned]
     for name, seam in seams.items():
         if seam.deviation <= _SEAM:
             continue
@@ -154,13 +160,51 @@ def spoken(reason: str) -> str:
     return reason.replace("_", " ")
 
 
+def updates_of(result: Result) -> list[dict[str, Any]]:
+    """Return what is on record of the runs that segmented a region of the result again."""
+    found: list[dict[str, Any]] = result.metadata.get("updates", [])
+    return found
+
+
+def update_text(result: Result) -> str:
+    """Return in a line how much of the result was segmented again; empty where nothing was."""
+    runs = updates_of(result)
+    if not runs:
+        return ""
+    mask = result.main
+    went, came = (sum(run["counts"].get(mask, {}).get(n, 0) for run in runs) for n in ("replaced", "kept"))
+    told = (
+        f"Segmented again: {len(runs)} region{'s' if len(runs) > 1 else ''}, in which {went:,} {PLURAL[mask]} went and "
+        f"{came:,} came. What went is not counted here."
+    )
+    return told if result.record is None else f"{told} Times, memory and shards are those of the first run."
+
+
 def update_rows(metadata: Mapping[str, Any]) -> list[tuple[int, str, int, int, int]]:
     """Return, for each run on a region and each mask, what went and came, and the last id before."""
     return [
         (k, PLURAL[mask], of["replaced"], of["kept"], run["ids_after"])
         for k, run in enumerate(metadata.get("updates", []), 1)
-        for mask, of in run["counts"].items()
+        for mask in PLURAL
+        if (of := run["counts"].get(mask))
     ]
+
+
+def update_changes(metadata: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
+    """Return, for each run on a region, the parameters unlike those of the first run: name, then, and first."""
+    first, rows = _decisive(metadata), []
+    for k, run in enumerate(metadata.get("updates", []), 1):
+        then = _decisive(run)
+        for name in sorted(first.keys() | then.keys()):
+            values = then.get(name, "none"), first.get(name, "none")
+            if values[0] != values[1]:
+                rows.append((k, name, *values))
+    return rows
+
+
+def _decisive(metadata: Mapping[str, Any]) -> dict[str, str]:
+    parts = ("image", "scale", "channels", "pixel_size", "device", "workflow", "versions")
+    return dict(flat({n: metadata[n] for n in parts if n in metadata}))
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -175,10 +219,28 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def dropped_rows(result: Result) -> pd.DataFrame:
-    """Return the candidates that were dropped."""
+def candidates_now(result: Result) -> pd.DataFrame:
+    """Return the candidates without those that a later run of a region replaced: these were no failure."""
     rows = result.candidates
+    return rows[(rows["drop_reason"] != Reason.REPLACED.text).to_numpy(bool)]
+
+
+def dropped_rows(result: Result) -> pd.DataFrame:
+    """Return the candidates that were dropped, for another reason than that the region was segmented again."""
+    rows = candidates_now(result)
     return rows[~rows["is_kept"].to_numpy(bool)]
+
+
+def sizes_in(result: Result) -> tuple[float, str]:
+    """Return what a pixel counts, and the unit of all sizes in the page."""
+    factor, unit = area_unit(result)
+    return factor, "voxels" if unit == "px" and len(result.shape) == 3 else unit
+
+
+def size_text(result: Result, area: float) -> str:
+    """Return an area (volume) of so many pixels with its unit."""
+    factor, unit = sizes_in(result)
+    return f"{area:,.0f} {unit}" if factor == 1 else f"{area * factor:,.4g} {unit}"
 
 
 def _text(value: Any) -> str:

@@ -38,7 +38,8 @@ def report(
     It shows the whole image with outlines, crops at random and the worst ones, what was dropped and why, sizes,
     intensities, matching, the shards and whether the labels show them, all parameters, versions, times and memory.
     The worst crops are those where most candidates were dropped, and around the kept nuclei with the least share in
-    their cells, the largest and the smallest kept objects.
+    their cells, cells whose stain is that of the ground or whose nucleus is a speck, the largest kept objects, and the
+    smallest that the image's edge does not cut.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ def report(
     n_crops
         Crops at random, 1 to 24; of each criterion of the worst ones a third as many, at least 1.
     crop_size
-        Side of a crop, px; None: nine diameters of the median kept object, 96 to 512 px.
+        Side of a crop, px; None: seven diameters of the median kept object, 96 to 512 px.
     title
         None: the key, and the names of image and store.
     rng
@@ -71,7 +72,7 @@ def report(
     MissingError
         If there is no such result or image, or the result has no tables.
     InputError
-        If image and labels do not lie on one grid, or a number makes no sense.
+        If image and labels do not lie on one grid, a number makes no sense, or the path is that of a folder.
 
     Examples
     --------
@@ -82,8 +83,7 @@ def report(
     if crop_size is not None and not (is_whole(crop_size) and 16 <= crop_size <= 2048):
         raise InputError(f"crop_size={crop_size!r}, expected a whole number of px from 16 to 2048")
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} of the report is not there: make it first")
+    check_path(path, "the report")
     result = find_result(sdata, key)
     _ = result.candidates, result.table  # raises where they are not there
     shown = result.image_key(image_key)
@@ -93,6 +93,17 @@ def report(
     heading = title or f"{store}: {key} of {shown or result.metadata.get('image', 'labels')}"
     html = page(heading, draft.subtitle(), draft.sections(int(n_crops), crop_size))
     draft_path = path.with_name(f".{path.name}.{os.getpid()}")
-    draft_path.write_text(html, encoding="utf-8")
-    draft_path.replace(path)
+    try:
+        draft_path.write_text(html, encoding="utf-8")
+        draft_path.replace(path)
+    finally:
+        draft_path.unlink(missing_ok=True)
     return path
+
+
+def check_path(path: Path, of: str) -> None:
+    """Raise InputError where a report cannot be written; ``of`` is what the message calls it."""
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of {of} is not there: make it first")
+    if path.is_dir():
+        raise InputError(f"{of} {path} is a folder: expected the name of a file, such as {path / 'report.html'}")

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]]) -> str:
@@ -46,9 +46,11 @@ _VIEW = (
 )
 
 
-def switches(masks: Iterable[str]) -> str:
-    """Return the boxes that hide outlines."""
-    boxes = "".join(f'<label><input type="checkbox" value="{m}" checked> {escape(t)}</label>' for m, t in _named(masks))
+def switches(names: Mapping[str, str]) -> str:
+    """Return the boxes that hide what is drawn, by class and what it is called."""
+    boxes = "".join(
+        f'<label><input type="checkbox" value="{name}" checked> {escape(text)}</label>' for name, text in names.items()
+    )
     return f'<div class="show" role="group" aria-label="Outlines shown">{boxes}</div>'
 
 
@@ -98,10 +100,6 @@ def paragraph(text: str, kind: str = "") -> str:
 def details(summary: str, text: str) -> str:
     """Return text that is hidden until it is asked for."""
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
-
-
-def _named(masks: Iterable[str]) -> list[tuple[str, str]]:
-    return [*((m, {"nucleus": "nuclei", "cell": "cells"}.get(m, m)) for m in masks), ("dropped", "dropped")]
 
 
 def _is_number(value: Any) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +9,12 @@ import numpy as np
 
 from spatialdata_segment import pl
 from spatialdata_segment._evidence import crosses, seam_profiles
-from spatialdata_segment._report import art, facts, page
+from spatialdata_segment._report import art, facts, page, runs
 from spatialdata_segment._report.crops import crop_side, random_crops, worst_crops
+from spatialdata_segment._report.doubts import doubts
 from spatialdata_segment._report.whole import SIDE, Whole
 from spatialdata_segment.pl._dropped import reason_color
-from spatialdata_segment.pl._numbers import masks_of
+from spatialdata_segment.pl._numbers import bounds, masks_of
 from spatialdata_segment.pl._shards import cuts_along_z, plan_of
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ class Draft:
         self.deep = len(result.shape) == 3
         self.plan = result.record["plan"].get(result.main) if result.record is not None else None
         self.seams = self._seams()
+        self.doubts = doubts(result, self.whole.ground())
 
     def subtitle(self) -> str:
         """Return the line below the title."""
@@ -63,14 +63,16 @@ class Draft:
         if self.picture is not None:
             parts.append(f"channels shown: {', '.join(self.picture.names[i] for i in self.channels)}")
         if self.result.record is not None:
-            parts.append(f"segmented {self.result.record['started']}")
+            again = len(facts.updates_of(self.result))
+            told = f", and {again} region{'s' if again > 1 else ''} of it again later" if again else ""
+            parts.append(f"segmented {self.result.record['started']}{told}")
         return " · ".join(parts)
 
     def sections(self, n_crops: int, side: int | None) -> list[tuple[str, str, str]]:
         """Return id, heading and HTML of every section."""
         side = side or crop_side(self.result)
         chosen = random_crops(self.result, n_crops, side, self.rng)
-        worst = worst_crops(self.result, max(1, n_crops // 3), side)
+        worst = worst_crops(self.result, max(1, n_crops // 3), side, self.doubts)
         return [
             ("summary", "Summary", self._summary()),
             ("overview", "The whole image", self._overview()),
@@ -79,8 +81,8 @@ class Draft:
             ("distributions", "Sizes and intensities", self._distributions()),
             ("matching", "Matching of nuclei and cells", self._matching()),
             ("shards", "Shards and seams", self._shards()),
-            ("parameters", "Parameters", self._parameters()),
-            ("run", "Versions, time and memory", self._run()),
+            ("parameters", "Parameters", runs.parameters(self.result)),
+            ("run", "Versions, time and memory", runs.run(self.result)),
         ]
 
     def _summary(self) -> str:
@@ -90,36 +92,52 @@ class Draft:
         of = self.facts[self.masks[-1]]
         if of.kept:
             numbers += [(f"{of.areas[2]:,.4g} {of.unit}", f"median {'volume' if self.deep else 'area'}")]
-        numbers += [(f"{of.covered:.1%}", f"of the image in {facts.PLURAL[self.masks[-1]]}")]
+        numbers += [
+            (f"{of.covered:.1%}", f"of the {'volume' if self.deep else 'image'} in {facts.PLURAL[self.masks[-1]]}")
+        ]
         record = self.result.record
         if record is not None:
-            numbers += [(_duration(record["seconds"]), "to segment")]
+            first = ", the first run" if facts.updates_of(self.result) else ""
+            numbers += [(runs.duration(record["seconds"]), f"to segment{first}")]
             if "memory_bytes" in record:
                 numbers += [(f"{record['memory_bytes'] / 1e9:.2f} GB", "of memory at most")]
-        remarks = facts.remarks(self.facts, self.result, self.seams)
+        remarks = facts.remarks(self.facts, self.result, self.seams, self.doubts)
         look = page.paragraph("Look here first:") + page.bullets(remarks, "remarks") if remarks else ""
-        return page.tiles(numbers) + look
+        again = facts.update_text(self.result)
+        return page.tiles(numbers) + (page.paragraph(again) if again else "") + look
 
     def _overview(self) -> str:
         told = ", ".join(f"{of.kept:,} {facts.PLURAL[m]}" for m, of in self.facts.items())
-        outlined = self.whole.is_outlined
+        outlined, found = self.whole.is_outlined, any(of.kept for of in self.facts.values())
         lines = " with the outlines of what was kept" if outlined else ", without outlines, which would hide it"
-        text = f"The whole image{lines}: {told}"
+        text = f"The whole image{lines if found else ''}: {told}"
         image = art.figure_jpeg(partial(self.whole.draw, outlined=outlined), text, self.whole.shape, SIDE)
-        plane = f" Plane {self.whole.z} of {self.result.shape[0]}." if self.deep else ""
-        density = partial(pl.density, self.result.sdata, key=self.result.key)
-        chart = art.chart_svg(density, "Map of the density of the kept cells", "density", (6, 5))
-        return (
-            '<div class="pair">'
-            + page.figure(image, text, f"{text}.{plane} Yellow: nuclei. Magenta: cells.")
-            + page.figure(chart, "density", "Density of the kept objects.", zooms=False)
-            + "</div>"
-        )
+        plane = f" Plane {self.whole.z} of {self.result.shape[0]}; the numbers are of all." if self.deep else ""
+        caption = f"{text}.{plane}" + (f" {self._colors()}" if outlined else "")
+        pictures = page.figure(image, text, caption)
+        if found:
+            density = partial(pl.density, self.result.sdata, key=self.result.key)
+            text = f"Density of the kept {facts.PLURAL[self.result.main]}"
+            pictures += page.figure(art.chart_svg(density, text, "density", (6, 5)), text, f"{text}.", zooms=False)
+        return f'<div class="pair">{pictures}</div>'
+
+    def _colors(self) -> str:
+        """Return which colour the outlines of which mask have."""
+        named = {"nucleus": "Yellow: nuclei.", "cell": "Magenta: cells."}
+        return " ".join(named[m] for m in self.result.labels)
 
     def _crops(self, chosen: Sequence[Crop], worst: Sequence[Crop]) -> str:
         read = {c: art.read_crop(c, self.result, self.picture, self.channels) for c in (*chosen, *worst)}
         ends = art.contrast([read[c] for c in chosen])
-        html = [page.switches(self.result.labels)]
+        drawn = {m: facts.PLURAL[m] for m in self.result.labels}
+        about = self._colors()
+        if len(facts.dropped_rows(self.result)):
+            drawn["dropped"] = "dropped"
+            about += " Dashed boxes: candidates that were dropped, coloured by the reason."
+        if worst:
+            about += " White: the object in question."
+        about += " Click to enlarge, then wheel or + and − to zoom; point at an outline to see its id."
+        html = [page.paragraph(about, "soft"), page.switches(drawn)] if read else []
         for heading, of, empty in (
             ("At random", chosen, "No object was kept, so there is nothing to draw from."),
             ("The worst", worst, "No criterion tells any place from the others."),
@@ -130,14 +148,10 @@ class Draft:
                 continue
             shown = []
             for crop in of:
-                where = f"x {crop.box.start[1]}, y {crop.box.start[0]}" + (f", z {crop.z}" if self.deep else "")
-                text = f"{crop.why}; {crop.what}; at {where}, {crop.box.shape[1]} × {crop.box.shape[0]} px"
-                svg = art.crop_svg(read[crop], self.result, ends, text)
-                shown.append(page.figure(svg, text, f"{crop.why[0].upper()}{crop.why[1:]}: {crop.what}. At {where}."))
+                svg = art.crop_svg(read[crop], self.result, ends, crop.text)
+                shown.append(page.figure(svg, crop.text, crop.text))
             html.append(f'<div class="grid">{"".join(shown)}</div>')
-        colors = "Yellow: nuclei. Magenta: cells. Dashed boxes: candidates that were dropped, coloured by the reason."
-        point = "Click to enlarge, then wheel or + and − to zoom; point at an outline to see its id."
-        return page.paragraph(f"{colors} {point}", "soft") + "".join(html)
+        return "".join(html)
 
     def _dropped(self) -> str:
         reasons = dict.fromkeys(r for of in self.facts.values() for r in of.dropped)
@@ -153,10 +167,11 @@ class Draft:
         head = ["reason", *(facts.PLURAL[m] for m in self.facts), "meaning"]
         html += page.table(head, rows, "Dropped, by reason", swatches=[reason_color(r) for r in reasons])
         chart = art.chart_svg(
-            self._chart(pl.fates), "Shares of candidates kept and dropped by reason", "fates", (6.5, 2.6)
+            self._chart(pl.fates), "Shares of candidates kept and dropped by reason", "fates", (4.2, 2.2)
         )
         total = sum(of.candidates - of.kept for of in self.facts.values())
-        text = f"Where the {total:,} dropped candidates lie, coloured by the reason"
+        planes = ", of all planes" if self.deep else ""
+        text = f"Where the {total:,} dropped candidates lie{planes}, coloured by the reason"
         image = art.figure_jpeg(self.whole.draw_dropped, text, self.whole.shape, _SMALL)
         pictures = page.figure(image, text, f"{text}.")
         pictures += page.figure(chart, "", "What became of the candidates.", zooms=False)
@@ -168,14 +183,20 @@ class Draft:
         what = "Volumes" if self.deep else "Areas"
         head = ["", "kept", "least", "5 %", "median", "95 %", "greatest"]
         html = page.table(head, rows, f"{what} of kept objects ({unit})")
+        if not any(of.candidates for of in self.facts.values()):
+            return html
         chart = art.chart_svg(self._chart(pl.sizes), f"Histogram of {what.lower()}", "sizes")
-        caption = f"{what} of the candidates, kept and dropped. Dotted: bounds of the size filter."
+        caption = f"{what} of the candidates, kept and dropped."
+        if any(bounds(self.result, m) for m in self.masks):
+            caption += " Dotted: bounds of the size filter."
         charts = [page.figure(chart, "", caption, zooms=False)]
         measured = facts.intensity_facts(self.result)
         if not measured or not self.result.table.n_obs:
             return f'{html}<div class="pair">{"".join(charts)}</div>'
         head = ["channel", "1 %", "25 %", "median", "75 %", "99 %"]
-        html += page.table(head, [(c, *v) for c, v in measured.items()], "Mean intensities of the cells")
+        html += page.table(
+            head, [(c, *v) for c, v in measured.items()], f"Mean intensities of the {facts.PLURAL[self.result.main]}"
+        )
         size = (6, max(2.4, 0.8 + 0.3 * len(measured)))
         chart = art.chart_svg(self._chart(pl.intensities), "Mean intensities by channel", "intensities", size)
         caption = "Mean intensities: boxes 25 to 75 %, whiskers 1 to 99 %."
@@ -183,6 +204,8 @@ class Draft:
         return f'{html}<div class="pair">{"".join(charts)}</div>'
 
     def _matching(self) -> str:
+        if not any(of.candidates for of in self.facts.values()):
+            return page.paragraph("Nothing was found, so there is nothing to match.")
         found = facts.matching_facts(self.result)
         if not found:
             return page.paragraph(f"The result has {facts.PLURAL[self.masks[0]]} alone: there is nothing to match.")
@@ -221,10 +244,11 @@ class Draft:
             pictures.append(page.figure(image, text, caption))
         if self.seams:
             draw = partial(pl.seams, self.result.sdata, key=self.result.key, n_windows=_WINDOWS, rng=self._seam_seed)
-            text = "Share of pairs of pixels that differ, by their distance from the seams"
+            text = "Share of pairs of pixels whose labels differ, by their distance from the seams"
             caption = (
-                "Where labels differ across lines along the seams and beside them. A seam that cut objects would stand "
-                "out at 0. "
+                "How often labels differ across lines along the seams and beside them: the share of the pairs of "
+                "neighbouring pixels of which at least one is in an object. A seam that cut objects would stand out at "
+                "0. "
             ) + " ".join(
                 f"Seams along {name}: {seam.at_seam:.2%} there and {seam.beside:.2%} beside, "
                 f"{abs(seam.deviation):.1f} standard deviations apart, in {seam.n_windows:,} of {seam.n_possible:,} "
@@ -243,40 +267,6 @@ class Draft:
         """Return how many kept objects have pixels in more than one core."""
         rows = self.result.candidates_of(mask)
         return int((crosses(rows, chunks) & rows["is_kept"].to_numpy(bool)).sum())
-
-    def _parameters(self) -> str:
-        metadata = self.result.metadata
-        shown = {n: v for n, v in metadata.items() if n not in ("versions", "counts", "statistics", "updates")}
-        rows = [row for row in facts.flat(shown) if row[1] != "none"]
-        html = page.table(["name", "value"], rows, "What decided the result; what is not set is in the JSON below")
-        if statistics := [row for row in facts.flat(metadata.get("statistics", {})) if row[1] != "none"]:
-            html += page.table(["name", "value"], statistics, "Statistics of the whole image that the methods used")
-        if again := facts.update_rows(metadata):
-            told = "Regions that were segmented again, by runs; their workflows are in the JSON below"
-            html += page.table(["run", "", "went", "came", "new ids after"], again, told)
-        whole = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False)
-        return html + page.details("All of it as JSON", whole)
-
-    def _run(self) -> str:
-        record = self.result.record
-        versions = dict(self.result.metadata.get("versions", {})) | (record.get("versions", {}) if record else {})
-        html = page.table(["package", "version"], sorted(versions.items()), "Versions")
-        if record is None:
-            return html
-        rows = [(s["stage"], int(s["tasks"]), float(s["seconds"])) for s in record.get("stages", [])]
-        html += page.table(["stage", "tasks", "seconds"], rows, "Time by stage")
-        memory = record.get("memory_bytes")
-        told = {
-            "started": record["started"],
-            "whole run": f"{record['seconds']:.1f} s",
-            "memory of the driving process, at most": "unknown" if memory is None else f"{memory / 1e6:,.0f} MB",
-            "host": record["host"],
-            "platform": record.get("platform", "unknown"),
-            "executor": record["executor"],
-            "jobs": ", ".join(f"{k} {v}" for k, v in record["n_jobs"].items()),
-            "devices": ", ".join(record["devices"]),
-        }
-        return html + page.table(["", ""], told.items(), "The run")
 
     def _seams(self) -> dict[str, SeamProfile]:
         """Return how labels differ at the seams and beside them, where there are seams."""
@@ -302,9 +292,3 @@ _EVIDENCE = {
     "covered": "objects that lost all pixels to others",
     "objects_of_planes": "objects of planes, before they were joined",
 }
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86_400 else f"{seconds / 3600:.1f} h"

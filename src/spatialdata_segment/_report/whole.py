@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialdata_segment._report.facts import dropped_rows
 from spatialdata_segment.pl._draw import COLORS, blend, limits, show
 from spatialdata_segment.pl._dropped import among, draw_dropped
 from spatialdata_segment.pl._marks import scale_bar
@@ -25,6 +26,10 @@ SIDE = 1400
 """Pixels of the longer side of the picture."""
 _OUTLINED = 16.0
 """Pixels of the median object's diameter in it below which outlines would hide the image."""
+_POINTS = 6e4
+"""Square points that all marks of dropped candidates cover together, but for the bounds of each."""
+_GROUND = 100
+"""Pixels of the picture outside of objects of which a median is taken."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,28 @@ class Whole:
             scale_bar(ax, self.result.pixel_size[-1], right - left)
 
     def draw_dropped(self, *, ax: Axes) -> None:
-        """Draw the image, and where candidates were dropped, of a volume those of all planes."""
+        """Draw the image, and where candidates were dropped, of a volume those of all planes; few as larger points."""
         self.draw(ax=ax, outlined=False)
         height, width = self.shape
-        draw_dropped(ax, among(self.result.candidates, (0, width, 0, height), None), points=16)
+        rows = among(dropped_rows(self.result), (0, width, 0, height), None)
+        draw_dropped(ax, rows, points=float(np.clip(_POINTS / max(len(rows), 1), 8, 80)))
+        for marks in ax.collections:  # dark images and stains of like colours would hide them
+            marks.set(edgecolor="white", linewidth=0.8)
 
     def draw_shards(self, *, ax: Axes) -> None:
         """Draw the image, and how it was cut."""
         self.draw(ax=ax, outlined=False)
         draw_shards(ax, self.result, *plan_of(self.result, None), size=10)
+
+    def ground(self) -> dict[str, float]:
+        """Return, of each channel shown, the median outside of all objects; empty where little is outside."""
+        if self.picture is None:
+            return {}
+        outside = np.all([mask == 0 for mask in self._masks.values()], axis=0)
+        if outside.sum() < _GROUND:
+            return {}
+        names = [self.picture.names[i] for i in self.channels]
+        return {name: float(np.median(p[outside])) for name, p in zip(names, self._planes, strict=True)}
 
     @cached_property
     def _source(self) -> Source:
@@ -102,10 +120,14 @@ class Whole:
 
     @cached_property
     def _pixels(self) -> NDArray[np.float32]:
-        planes = [np.asarray(c[self._at]) for c in self._source.channels]
+        planes = self._planes
         if self.picture is None:
             return np.zeros((*planes[0].shape, 3), np.float32)
         return blend(planes, [limits([p], (0.01, 0.998)) for p in planes])
+
+    @cached_property
+    def _planes(self) -> list[NDArray[Any]]:
+        return [np.asarray(c[self._at]) for c in self._source.channels]
 
     @cached_property
     def _masks(self) -> dict[str, NDArray[Any]]:
