@@ -354,8 +354,8 @@ def _tell_raised(methods: Mapping[str, Method], plans: Mapping[str, Plan], overl
         halo = max(plans[mask].halo)
         if halo > overlap_px:
             warnings.warn(
-                f"overlap_px={overlap_px} is raised to {halo}, the minimum of {method.name}: the result is the same "
-                "for every larger one",
+                f"an overlap of {overlap_px} px is raised to {halo}, the minimum of {method.name}: the result is "
+                "the same for every larger one",
                 SegmentationWarning,
                 stacklevel=3,
             )
