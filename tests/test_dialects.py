@@ -282,7 +282,7 @@ def test_on_the_command_line(store: Path, capsys: pytest.CaptureFixture[str]) ->
     (store.parent / "c.yml").write_text(CLASSICAL.format(cache=store.parent / "cache"))
     file = str(store.parent / "c.yml")
     assert main(["run", str(store), "--workflow", file, "--quiet", "--n-jobs", "1"]) == 0
-    said = "spatialdata-segment: warning: overlap_px=60 is raised to 110, the minimum of threshold-nuclei"
+    said = "spatialdata-segment: warning: --overlap-px 60 is raised to 110, the minimum of threshold-nuclei"
     assert capsys.readouterr().err.startswith(said)
     record = json.loads((store / ".spatialdata_segment" / "segmentation.run.json").read_text())
     assert record["n_jobs"]["decode"] == 1
