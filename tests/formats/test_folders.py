@@ -222,7 +222,7 @@ def test_stitch_refuses_other_inputs(planes, tmp_path, volume, capsys):
     (tmp_path / "empty").mkdir()
     assert "holds no folder" in fails(capsys, "stitch", tmp_path / "empty")
     assert "threshold=1.5" in fails(capsys, "stitch", planes, "--iou-threshold", "1.5")
-    assert "num_process=-1" in fails(capsys, "stitch", planes, "--num-process", "-1")
+    assert "--num-process -1: expected" in fails(capsys, "stitch", planes, "--num-process", "-1")
     bow = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
     write(planes / "e", gpd.GeoDataFrame(geometry=[bow]), {"z_index": 99})
     assert "not valid" in fails(capsys, "stitch", planes)
