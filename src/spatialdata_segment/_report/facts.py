@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment.core.matching import Reason
-from spatialdata_segment.pl._numbers import area_unit, fate_counts, intensity_quantiles, masks_of
+from spatialdata_segment.pl._numbers import area_unit, fate_counts, intensity_quantiles, judged, masks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +72,7 @@ def mask_facts(result: Result) -> dict[str, MaskFacts]:
     pixels = float(np.prod(result.shape, dtype=float))
     found = {}
     for mask in masks_of(result):
-        rows = candidates_now(result)
+        rows = judged(result.candidates)
         rows = rows[rows["kind"] == mask]
         counts = fate_counts(rows)
         areas = rows["area"].to_numpy(np.float64)[rows["is_kept"].to_numpy(bool)]
@@ -219,15 +218,9 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def candidates_now(result: Result) -> pd.DataFrame:
-    """Return the candidates without those that a later run of a region replaced: these were no failure."""
-    rows = result.candidates
-    return rows[(rows["drop_reason"] != Reason.REPLACED.text).to_numpy(bool)]
-
-
 def dropped_rows(result: Result) -> pd.DataFrame:
     """Return the candidates that were dropped, for another reason than that the region was segmented again."""
-    rows = candidates_now(result)
+    rows = judged(result.candidates)
     return rows[~rows["is_kept"].to_numpy(bool)]
 
 

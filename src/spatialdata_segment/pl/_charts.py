@@ -133,7 +133,7 @@ def intensities(
     values = np.array(rows)
     if np.isfinite(values).all() and values.min() > 0 and values.max() > 50 * values.min():
         ax.set_xscale("log")
-    ax.set(xlabel=f"mean intensity of a cell (n = {result.table.n_obs:,})")
+    ax.set(xlabel=f"mean intensity of a {result.main} (n = {result.table.n_obs:,})")
     return ax
 
 
@@ -230,7 +230,7 @@ def density(sdata: SpatialData, *, key: str = "segmentation", ax: Axes | None = 
 
     Returns
     -------
-    The axes, in pixels; cells a mm² where the pixel size is known, else a million pixels. Of a volume seen along z.
+    The axes, in pixels; objects a mm² where the pixel size is known, else a million pixels. Of a volume seen along z.
 
     Raises
     ------
@@ -246,7 +246,8 @@ def density(sdata: SpatialData, *, key: str = "segmentation", ax: Axes | None = 
     unit = area / 1e6 if size is None else area * size[-2] * size[-1] / 1e6
     shown = ax.pcolormesh(xs, ys, counts / unit, cmap="viridis", rasterized=True, vmin=0)
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="x (px)", ylabel="y (px)")
-    ax.figure.colorbar(shown, ax=ax, label="cells / Mpx" if size is None else "cells / mm²", shrink=0.8)
+    label = f"{_PLURAL[result.main]} / {'Mpx' if size is None else 'mm²'}"
+    ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.8)
     return ax
 
 
