@@ -160,8 +160,8 @@ def plan_of(result: Result, mask: str | None) -> tuple[str, dict[str, Any], dict
     record = result.record
     if record is None or "plan" not in record:
         raise MissingError(
-            f"no record of the run that made {result.key!r}: it lies in the store, and an object in memory has it "
-            "in the process that ran. Run segment again to have it"
+            f"no record of the run that made {result.key!r}: it lies in the store, and goes with an object in "
+            "its attrs. Run segment again to have it"
         )
     plans: dict[str, Any] = record["plan"]
     chosen = mask or (result.main if result.main in plans else next(iter(plans)))
