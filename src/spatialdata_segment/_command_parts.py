@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment._report.make import check_path, report
 from spatialdata_segment._table import read_metadata
+from spatialdata_segment._targets import read_workflow, target_of
 from spatialdata_segment.cluster import batch_script, cluster_client, read_config
 from spatialdata_segment.cluster.client import KINDS
 from spatialdata_segment.errors import InputError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from spatialdata_segment._targets import Target
     from spatialdata_segment.cluster import ClusterConfig
     from spatialdata_segment.cluster.config import Phase
+    from spatialdata_segment.config import Workflow
 
 
 def add_workflow(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,13 @@ def add_workflow(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add the option of a report of the result."""
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a report of the result, an HTML file, as well"
+    )
+
+
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Add the options of workers."""
     group = parser.add_argument_group("workers")
@@ -44,6 +53,14 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sbatch", type=Path, metavar="FILE", help="run nothing: write a batch script that runs this command as a job"
     )
+
+
+def only_target(args: argparse.Namespace) -> tuple[Target, str, str | Workflow]:
+    """Open the one store of a command; return it, its one image and the workflow."""
+    flow = read_workflow(args.workflow, args)
+    target = target_of(args.store, {} if args.image is None else {args.image: flow}, flow)
+    ((key, flow),) = target.flows.items()
+    return target, key, flow
 
 
 def cluster_config(args: argparse.Namespace) -> ClusterConfig | None:

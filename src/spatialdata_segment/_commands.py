@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from spatialdata_segment import _elements
 from spatialdata_segment._command_parts import (
     add_cluster,
+    add_report,
     add_workflow,
     check_report,
     cluster_config,
     offer_report,
+    only_target,
     tell,
     workers,
     wrote_script,
@@ -31,7 +33,7 @@ from spatialdata_segment._resegment_command import do_resegment as do_resegment
 from spatialdata_segment._resegment_command import fill_resegment as fill_resegment
 from spatialdata_segment._segment import DOT, segment
 from spatialdata_segment._stores import open_or_make_store, open_store
-from spatialdata_segment._targets import Target, each, find_targets, raise_failed, read_workflow, target_of
+from spatialdata_segment._targets import Target, each, find_targets, raise_failed, read_workflow
 from spatialdata_segment.cluster import template
 from spatialdata_segment.errors import InputError
 from spatialdata_segment.formats._commands import do_import as do_import
@@ -55,9 +57,7 @@ def fill_run(parser: argparse.ArgumentParser) -> None:
     _add_stores(parser)
     add_dry_run(parser)
     add_options(parser, segment, segment)
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write a report of the result, an HTML file, as well"
-    )
+    add_report(parser)
     add_cluster(parser)
 
 
@@ -202,9 +202,7 @@ def do_predict(args: argparse.Namespace) -> None:
     config = cluster_config(args)
     if wrote_script(args, config):
         return
-    flow = read_workflow(args.workflow, args)
-    target = target_of(args.store, {} if args.image is None else {args.image: flow}, flow)
-    ((key, flow),) = target.flows.items()
+    target, key, flow = only_target(args)
     if args.dry_run:
         dry_predict(args, target, key, flow)
         return

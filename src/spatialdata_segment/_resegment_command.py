@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialdata_segment._command_parts import (
     add_cluster,
+    add_report,
     check_report,
     cluster_config,
+    only_target,
     tell,
     workers,
     wrote_script,
@@ -21,7 +22,6 @@ from spatialdata_segment._resegment import resegment
 from spatialdata_segment._segment import segment
 from spatialdata_segment._table import read_metadata
 from spatialdata_segment._table_merge import UPDATES
-from spatialdata_segment._targets import read_workflow, target_of
 from spatialdata_segment.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def fill_resegment(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_dry_run(parser)
     add_options(parser, resegment, segment, only=_OPTIONS)
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write a report of the result, an HTML file, as well"
-    )
+    add_report(parser)
     add_cluster(parser)
 
 
@@ -65,9 +63,7 @@ def do_resegment(args: argparse.Namespace) -> None:
     config = cluster_config(args)
     if wrote_script(args, config):
         return
-    flow = read_workflow(args.workflow, args)
-    target = target_of(args.store, {} if args.image is None else {args.image: flow}, flow)
-    ((key, flow),) = target.flows.items()
+    target, key, flow = only_target(args)
     options = {k: v for k, v in given(resegment, args).items() if k not in _REGION} | _region(args.region)
     check_report(args, [target], {})
     table = f"{getattr(args, 'key_added', 'segmentation')}_table"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment._report.facts import dropped_rows, size_text
+from spatialdata_segment._report.facts import size_text
 from spatialdata_segment.core.boxes import Box
 from spatialdata_segment.core.contours import trace
 from spatialdata_segment.pl._draw import COLORS, blend, limits
@@ -98,7 +98,7 @@ def crop_svg(pixels: Pixels, result: Result, ends: Sequence[tuple[float, float]]
             chosen = ' class="target"' if (mask, i) == pixels.crop.target else ""
             parts.append(f'<path{chosen} d="{_path(shape)}"><title>{mask} {i}</title></path>')
         parts.append("</g>")
-    rows = among(dropped_rows(result), (left, right, top, bottom), pixels.crop.z)
+    rows = among(result.candidates, (left, right, top, bottom), pixels.crop.z)
     parts.append('<g class="o-dropped">')
     for _, row in rows.iterrows():
         x, y = row["bbox_x_min"] - 1, row["bbox_y_min"] - 1

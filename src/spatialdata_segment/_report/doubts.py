@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spatialdata_segment._report.facts import PLURAL
 from spatialdata_segment._table import INSTANCE_KEY
+from spatialdata_segment.pl._numbers import intensities_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +75,7 @@ def _faint(result: Result, ground: Mapping[str, float]) -> Doubt | None:
         return None
     if not used or any(c not in measured or c not in ground for c in used):
         return None
-    means = np.column_stack([_column(table.X, measured.index(c)) for c in used])
+    means = np.column_stack([intensities_of(result, c) for c in used])
     usual, dark = np.median(means, axis=0), np.array([ground[c] for c in used])
     if not (usual > dark).all():
         return None
@@ -130,10 +131,3 @@ def _doubt(
 def _largest_first(obs: pd.DataFrame, which: NDArray[np.bool_]) -> NDArray[np.intp]:
     at = np.flatnonzero(which)
     return at[np.argsort(-obs["area"].to_numpy(np.float64)[at], kind="stable")]
-
-
-def _column(x: Any, at: int) -> NDArray[np.float64]:
-    """Return a column of a dense or sparse matrix."""
-    column = x[:, [at]]
-    column = column.toarray() if hasattr(column, "toarray") else column
-    return np.asarray(column, np.float64).ravel()

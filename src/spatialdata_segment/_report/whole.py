@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialdata_segment._report.facts import dropped_rows
 from spatialdata_segment.pl._draw import COLORS, blend, limits, show
 from spatialdata_segment.pl._dropped import among, draw_dropped
 from spatialdata_segment.pl._marks import scale_bar
@@ -83,7 +82,7 @@ class Whole:
         """Draw the image, and where candidates were dropped, of a volume those of all planes; few as larger points."""
         self.draw(ax=ax, outlined=False)
         height, width = self.shape
-        rows = among(dropped_rows(self.result), (0, width, 0, height), None)
+        rows = among(self.result.candidates, (0, width, 0, height), None)
         draw_dropped(ax, rows, points=float(np.clip(_POINTS / max(len(rows), 1), 8, 80)))
         for marks in ax.collections:  # dark images and stains of like colours would hide them
             marks.set(edgecolor="white", linewidth=0.8)

@@ -66,10 +66,15 @@ def bounds(result: Result, mask: str) -> list[float]:
     return [float(rule[end]) * factor for end in ("min_size", "max_size") if rule.get(end) is not None]
 
 
+def intensities_of(result: Result, channel: str) -> NDArray[np.float64]:
+    """Return the mean intensity of each cell in a channel, of a table with dense or sparse ``X``."""
+    at = [str(c) for c in result.table.var_names].index(channel)
+    column = result.table.X[:, [at]]
+    return np.asarray(column.toarray() if issparse(column) else column, np.float64).ravel()
+
+
 def intensity_quantiles(result: Result, channel: str) -> list[float]:
     """Return percentiles 1, 25, 50, 75 and 99 of the cells' mean intensities, of those that are there; NaN for none."""
-    at = [str(c) for c in result.table.var_names].index(channel)
-    column = result.table.X[:, at]
-    values = np.asarray(column.toarray() if issparse(column) else column, np.float64).ravel()
+    values = intensities_of(result, channel)
     values = values[np.isfinite(values)]
     return np.quantile(values, (0.01, 0.25, 0.5, 0.75, 0.99)).tolist() if len(values) else [float("nan")] * 5
